@@ -1,0 +1,244 @@
+"""What an experiment is: the whole file as frozen, strict models.
+
+Each package owns its own config type; this file composes them. Fields that an experiment may leave out have
+their default here and nowhere else.
+"""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Strict,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from pipelines.config import PipelineConfig
+
+
+class Section(BaseModel):
+    """A section of an experiment: unknown keys are mistakes, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RunConfig(Section):
+    """Which run this is.
+
+    `name`: of the run; letters, digits, dot, dash, underscore.
+    `folder`: where it keeps everything: a local path or a pyarrow.fs URI (s3://, gs://, file://);
+        `auto` is runs/NAME. With several nodes it must be a place that all of them see.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    folder: str = "auto"
+
+    @property
+    def path(self) -> str:
+        return str(PurePosixPath("runs") / self.name) if self.folder == "auto" else self.folder
+
+
+class ModelConfig(Section):
+    """Which network: `name` from torchvision (resnet18, ...) or one of ours (small_resnet).
+
+    `options`: keyword arguments of its builder. The number of classes and the channels come from the data.
+    """
+
+    name: str
+    options: dict[str, JsonValue] = {}
+
+
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class SgdConfig(Section):
+    """Stochastic gradient descent. `weight_decay` is not applied to norms and biases."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(gt=0.0)
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "SgdConfig":
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov: got true with momentum: 0. Nesterov needs a momentum > 0, such as 0.9.")
+        return self
+
+
+class AdamWConfig(Section):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). No decay on norms and biases."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(gt=0.0)
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0.0)
+    weight_decay: float = Field(default=0.01, ge=0.0)
+
+
+OptimizerConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
+
+
+class CosineConfig(Section):
+    """Linear warm-up over `warmup_epochs`, then half a cosine from the optimizer's rate to `final` times it."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup_epochs: float = Field(default=0.0, ge=0.0)
+    final: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
+class StepsConfig(Section):
+    """Linear warm-up over `warmup_epochs`, then the rate times `factor` at the start of each of `epochs`."""
+
+    name: Literal["steps"] = "steps"
+    warmup_epochs: float = Field(default=0.0, ge=0.0)
+    epochs: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Strict(False)]
+    factor: float = Field(default=0.1, gt=0.0, lt=1.0)
+
+
+class ConstantConfig(Section):
+    """Linear warm-up over `warmup_epochs`, then the optimizer's rate."""
+
+    name: Literal["constant"] = "constant"
+    warmup_epochs: float = Field(default=0.0, ge=0.0)
+
+
+ScheduleConfig = Annotated[CosineConfig | StepsConfig | ConstantConfig, Field(discriminator="name")]
+
+
+class TrainConfig(Section):
+    """How to train.
+
+    `epochs`: passes over the training samples.
+    `global_batch`: samples all workers together consume in a step; it stays the same whatever their number.
+    `accumulate`: parts that a worker's share of a step is computed in, to save memory; the numbers stay the same
+        but for models with batch statistics.
+    `label_smoothing`: Szegedy et al. 2016 (arXiv:1512.00567), section 7.
+    `clip_grad_norm`: the largest 2-norm of all gradients together; 0 is off.
+    `ema_decay`: an average of the weights, w_avg <- decay * w_avg + (1 - decay) * w after each step, is
+        evaluated and kept beside the weights; 0 is off.
+    `channels_last`: keep images and filters in NHWC memory order.
+    `compile`: torch.compile the model.
+    """
+
+    epochs: int = Field(ge=1)
+    global_batch: int = Field(ge=1)
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = CosineConfig()
+    accumulate: int = Field(default=1, ge=1)
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    clip_grad_norm: float = Field(default=0.0, ge=0.0)
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    channels_last: bool = False
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs: got {self.schedule.warmup_epochs}, must be <= train.epochs={self.epochs}."
+            )
+        return self
+
+
+class PrecisionConfig(Section):
+    """In which arithmetic to train: a name for all layers, or an object whose `default` is one.
+
+    `fp32`; `bf16`: matrix products and convolutions in bfloat16, weights in fp32; `fp16`: the same in half
+    precision with dynamic loss scaling.
+    """
+
+    default: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+def _precision_shorthand(value: Any) -> Any:
+    return {"default": value} if isinstance(value, str) else value
+
+
+# A number, or [min, max]. The tags keep pydantic from reporting one mistake once for each member of the union.
+Workers = Annotated[
+    Annotated[int, Field(ge=0), Tag("number")]
+    | Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], Strict(False), Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, list | tuple) else "number"),
+]
+
+
+class SyncConfig(Section):
+    """Synchronous data parallelism: every step is the step of the whole global batch.
+
+    `workers`: processes to train in, one a GPU where there are GPUs. 0 trains in the calling process, without Ray.
+        [min, max] lets the run shrink and grow with the cluster between checkpoints.
+    """
+
+    name: Literal["sync"] = "sync"
+    workers: Workers = 1
+
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError(f"got {list(value)}, the first must be <= the second: [min, max].")
+        return value
+
+    @property
+    def max_workers(self) -> int:
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def min_workers(self) -> int:
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+
+class CheckpointConfig(Section):
+    """When to commit the state of a run, and what to keep.
+
+    `every_steps`: optimizer steps between commits inside an epoch; 0 commits only at the end of each epoch, where a
+        run always commits.
+    `keep`: the newest commits to keep, beside the best by validation accuracy.
+    """
+
+    every_steps: int = Field(default=0, ge=0)
+    keep: int = Field(default=2, ge=1)
+
+
+class FailureConfig(Section):
+    """How often a run may start again, a budget for each cause.
+
+    `workers`: a worker died or raised. `setup`: the process group or the worker group could not be set up.
+    Preempted nodes cost nothing.
+    """
+
+    workers: int = Field(default=3, ge=0)
+    setup: int = Field(default=3, ge=0)
+
+
+class TraceConfig(Section):
+    """What to write down for checking.
+
+    `samples`: one row a sample in trace.parquet: epoch, step, rank, position, sample_id, pixels_crc32.
+    """
+
+    samples: bool = False
+
+
+class Experiment(Section):
+    """One experiment file."""
+
+    run: RunConfig
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    data: PipelineConfig
+    model: ModelConfig
+    train: TrainConfig
+    precision: Annotated[PrecisionConfig, BeforeValidator(_precision_shorthand)] = PrecisionConfig()
+    strategy: SyncConfig = SyncConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    failure: FailureConfig = FailureConfig()
+    trace: TraceConfig = TraceConfig()

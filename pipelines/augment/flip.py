@@ -1,0 +1,25 @@
+"""Mirror images left to right at random."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipelines.augment.base import CpuAugmentation
+from pipelines.randomness import Draws
+
+
+class HorizontalFlip(CpuAugmentation):
+    """Mirror an image left to right with `probability`.
+
+    Not for digits or text: a mirrored 3 is no 3.
+    Source: Krizhevsky, Sutskever & Hinton 2012 (AlexNet), section 4.1.
+    """
+
+    name: Literal["horizontal_flip"] = "horizontal_flip"
+    probability: float = Field(default=0.5, ge=0.0, le=1.0)
+
+    def apply(self, images: NDArray[np.uint8], draws: Draws) -> NDArray[np.uint8]:
+        flipped = draws.uniform() < self.probability
+        return np.where(flipped[:, None, None, None], images[:, :, ::-1], images)

@@ -2,7 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    Strict,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from pipelines.augment.crop import RandomCrop
 from pipelines.augment.flip import HorizontalFlip
@@ -21,9 +31,39 @@ def expand_shorthand(value: Any) -> Any:
         return {"name": value}
     if isinstance(value, dict) and len(value) == 1 and "name" not in value:
         ((name, options),) = value.items()
-        if options is None or isinstance(options, dict):
+        if options is None or (isinstance(options, dict) and "name" not in options):
             return {"name": name, **(options or {})}
     return value
+
+
+class ShorthandSchema:
+    """Adds the forms that `expand_shorthand` reads to the JSON schema of a union."""
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        union = handler(core_schema)
+        models: dict[str, str] = union["discriminator"]["mapping"]
+        forms: list[JsonSchemaValue] = []
+        for name, ref in models.items():
+            options: JsonSchemaValue = {"$ref": ref, "not": {"required": ["name"]}}
+            if not handler.resolve_ref_schema({"$ref": ref}).get("required"):
+                forms.append({"const": name})
+                options = {"anyOf": [options, {"type": "null"}]}
+            forms.append(
+                {
+                    "type": "object",
+                    "properties": {name: options},
+                    "required": [name],
+                    "additionalProperties": False,
+                }
+            )
+        *most, last = models
+        return {
+            "title": f"{', '.join(most)} or {last}, with options as {{NAME: {{...}}}} or {{name: NAME, ...}}",
+            "discriminator": union["discriminator"],
+            "anyOf": [*forms, *union["oneOf"]],
+        }
 
 
 class PipelineConfig(BaseModel):
@@ -42,7 +82,8 @@ class PipelineConfig(BaseModel):
     image_size: int = Field(ge=1, le=4096)
     channels: Literal[1, 3] = 3
     augment: Annotated[
-        tuple[Annotated[Augmentation, BeforeValidator(expand_shorthand)], ...], Strict(False)
+        tuple[Annotated[Augmentation, BeforeValidator(expand_shorthand), ShorthandSchema()], ...],
+        Strict(False),
     ] = ()
 
     @model_validator(mode="after")
@@ -51,8 +92,8 @@ class PipelineConfig(BaseModel):
             if isinstance(augmentation, Normalize):
                 if index != len(self.augment) - 1:
                     raise ValueError(
-                        f"augment: normalize is number {index + 1} of {len(self.augment)}, must be the last, "
-                        "because pixels stay uint8 until the device. Move it to the end of the list."
+                        f"augment.{index}: got normalize as number {index + 1} of {len(self.augment)}, must be "
+                        "the last, because pixels stay uint8 until the device. Move it to the end of the list."
                     )
                 if len(augmentation.mean) != self.channels:
                     raise ValueError(

@@ -1,7 +1,7 @@
 """What an experiment is: the whole file as frozen, strict models.
 
 Each package owns its own config type; this file composes them. Fields that an experiment may leave out have
-their default here and nowhere else.
+their default here and nowhere else. A field's `title`, where it has one, is what a mistake says is allowed.
 """
 
 from pathlib import PurePosixPath
@@ -37,7 +37,11 @@ class RunConfig(Section):
         `auto` is runs/NAME. With several nodes it must be a place that all of them see.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        title="at most 100 letters, digits, dots, dashes and underscores, a letter or digit first",
+    )
     folder: str = "auto"
 
     @property
@@ -70,7 +74,9 @@ class SgdConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "SgdConfig":
         if self.nesterov and self.momentum == 0.0:
-            raise ValueError("nesterov: got true with momentum: 0. Nesterov needs a momentum > 0, such as 0.9.")
+            raise ValueError(
+                "nesterov: got true with momentum: 0. Nesterov needs a momentum > 0, such as 0.9."
+            )
         return self
 
 
@@ -149,6 +155,9 @@ class TrainConfig(Section):
         return self
 
 
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+
+
 class PrecisionConfig(Section):
     """In which arithmetic to train: a name for all layers, or an object whose `default` is one.
 
@@ -156,17 +165,27 @@ class PrecisionConfig(Section):
     precision with dynamic loss scaling.
     """
 
-    default: Literal["fp32", "bf16", "fp16"] = "fp32"
+    default: PrecisionName = "fp32"
 
 
 def _precision_shorthand(value: Any) -> Any:
     return {"default": value} if isinstance(value, str) else value
 
 
+Precision = Annotated[
+    PrecisionConfig,
+    BeforeValidator(_precision_shorthand, json_schema_input_type=PrecisionName | PrecisionConfig),
+]
+
 # A number, or [min, max]. The tags keep pydantic from reporting one mistake once for each member of the union.
 Workers = Annotated[
     Annotated[int, Field(ge=0), Tag("number")]
-    | Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], Strict(False), Tag("range")],
+    | Annotated[
+        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
+        Strict(False),
+        Field(title="[min, max]"),
+        Tag("range"),
+    ],
     Discriminator(lambda value: "range" if isinstance(value, list | tuple) else "number"),
 ]
 
@@ -237,7 +256,7 @@ class Experiment(Section):
     data: PipelineConfig
     model: ModelConfig
     train: TrainConfig
-    precision: Annotated[PrecisionConfig, BeforeValidator(_precision_shorthand)] = PrecisionConfig()
+    precision: Precision = PrecisionConfig()
     strategy: SyncConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     failure: FailureConfig = FailureConfig()

@@ -1,0 +1,14 @@
+"""A run folder as one HTML page that needs no network: charts are inline SVG of our own drawing.
+
+build.py     write_report(folder) -> report.html; the entry
+record.py    the files of a run folder -> Record; tolerant of a run that goes on or was killed
+figures.py   Record -> the numbers on the page: key figures, phases, step times
+page.py      the page, section by section
+curves.py    the charts of a run: which series, axes and marks
+tables.py    events, phases, slowest steps, figures by epoch, versions
+charts.py    data -> SVG: lines, stacked areas, histogram, bar of shares
+axes.py      ranges and round ticks
+series.py    thinning and smoothing of long series
+wording.py   numbers, durations and times as text
+style.py     colours and layout
+"""

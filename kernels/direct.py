@@ -1,0 +1,126 @@
+"""Convolution by its definition: the oracle that every other algorithm here is tested against.
+
+    y[n, k, i, j] = sum over c, r, s of x[n, c, i * stride + r * dilation - padding, ...] * w[k, c, r, s]
+
+One step for each filter position (r, s): all products with that one value of the filter, summed over c. Made to be
+read, not to be fast: it passes over the images R * S times. fp16 and bf16 are summed in fp32 and rounded once.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from kernels.shapes import ConvShape, IntOrPair
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve by definition, with gradients by definition (no second ones).
+
+    Shapes: input (N, C, H, W), weight (K, C / groups, R, S), bias (K,) -> (N, K, H', W').
+    """
+    shape = ConvShape.of(input, weight, stride, padding, dilation, groups)
+    output: Tensor = _Direct.apply(input, weight, shape)  # type: ignore[no-untyped-call]
+    return output if bias is None else output + bias.view(1, -1, 1, 1)
+
+
+def forward(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    """Shapes: input (N, C, H, W), weight (K, C / groups, R, S) -> (N, K, H', W')."""
+    images, filters = _grouped_images(input, shape), _grouped_filters(weight, shape)
+    output = images.new_zeros(shape.n, shape.groups, shape.k // shape.groups, shape.out_h, shape.out_w)
+    for r, s, rows, columns in _taps(shape):
+        output += torch.einsum("ngchw,gkc->ngkhw", images[..., rows, columns], filters[..., r, s])
+    return output.reshape(shape.output_size).to(input.dtype)
+
+
+def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    """The gradient of the images: every product of `forward` sent back to the pixel that it read.
+
+    Shapes: grad_output (N, K, H', W'), weight (K, C / groups, R, S) -> (N, C, H, W).
+    """
+    grads, filters = _grouped_grads(grad_output, shape), _grouped_filters(weight, shape)
+    padded = grads.new_zeros(shape.n, shape.groups, shape.c // shape.groups, shape.padded_h, shape.padded_w)
+    for r, s, rows, columns in _taps(shape):
+        padded[..., rows, columns] += torch.einsum("ngkhw,gkc->ngchw", grads, filters[..., r, s])
+    (top, _), (left, _) = shape.padding
+    images = padded[..., top : top + shape.h, left : left + shape.w]
+    return images.reshape(shape.input_size).to(grad_output.dtype)
+
+
+def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Tensor:
+    """The gradient of the filter: every product of `forward` sent back to the filter value that it used.
+
+    Shapes: grad_output (N, K, H', W'), input (N, C, H, W) -> (K, C / groups, R, S).
+    """
+    grads, images = _grouped_grads(grad_output, shape), _grouped_images(input, shape)
+    filters = images.new_empty(
+        shape.groups, shape.k // shape.groups, shape.c // shape.groups, shape.r, shape.s
+    )
+    for r, s, rows, columns in _taps(shape):
+        filters[..., r, s] = torch.einsum("ngchw,ngkhw->gkc", images[..., rows, columns], grads)
+    return filters.reshape(shape.weight_size).to(input.dtype)
+
+
+def _taps(shape: ConvShape) -> Iterator[tuple[int, int, slice, slice]]:
+    """Each filter position with the rows and columns of the padded image that it meets."""
+    for r in range(shape.r):
+        top = r * shape.dilation[0]
+        rows = slice(top, top + shape.stride[0] * (shape.out_h - 1) + 1, shape.stride[0])
+        for s in range(shape.s):
+            left = s * shape.dilation[1]
+            yield r, s, rows, slice(left, left + shape.stride[1] * (shape.out_w - 1) + 1, shape.stride[1])
+
+
+def _grouped_images(input: Tensor, shape: ConvShape) -> Tensor:
+    """(N, C, H, W) -> (N, groups, C / groups, padded H, padded W)."""
+    (top, bottom), (left, right) = shape.padding
+    padded = F.pad(_widened(input), (left, right, top, bottom))
+    return padded.reshape(shape.n, shape.groups, shape.c // shape.groups, shape.padded_h, shape.padded_w)
+
+
+def _grouped_grads(grad_output: Tensor, shape: ConvShape) -> Tensor:
+    """(N, K, H', W') -> (N, groups, K / groups, H', W')."""
+    return _widened(grad_output).reshape(
+        shape.n, shape.groups, shape.k // shape.groups, shape.out_h, shape.out_w
+    )
+
+
+def _grouped_filters(weight: Tensor, shape: ConvShape) -> Tensor:
+    """(K, C / groups, R, S) -> (groups, K / groups, C / groups, R, S)."""
+    return _widened(weight).reshape(
+        shape.groups, shape.k // shape.groups, shape.c // shape.groups, shape.r, shape.s
+    )
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+class _Direct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.shape = shape
+        return forward(input, weight, shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, _ = ctx.needs_input_grad
+        return (
+            input_gradient(grad_output, weight, ctx.shape) if needs_input else None,
+            weight_gradient(grad_output, input, ctx.shape) if needs_weight else None,
+            None,
+        )

@@ -1,0 +1,200 @@
+"""The plan of a run: who does what with which resources. A pure function of its inputs; it starts nothing.
+
+What cannot work is refused here, before anything runs, with a message that says what would.
+"""
+
+from dataclasses import dataclass
+
+from orchestrator.config.experiment import Experiment
+from orchestrator.errors import InputError
+from pipelines.layout import steps_per_chunk
+from pipelines.order import Epoch
+
+BYTES_PER_WEIGHT = 4
+PIPELINE_SHARE = 0.25  # of the CPUs, where training itself runs on them
+PREFETCHED_CHUNKS = 2  # a worker holds so many chunks beside the one it is on
+PREFETCHED_BATCHES = 8  # without Ray: batches that threads make ahead
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What there is to run on: a machine or a whole cluster. `memory_bytes` 0 means unknown."""
+
+    cpus: int
+    gpus: int
+    nodes: int = 1
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a model costs: weights, and floats kept for the backward pass and multiply-adds for one sample."""
+
+    num_parameters: int
+    activations_per_sample: int
+    flops_per_sample: int
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How much there is to read: samples to train on and to validate on, and classes."""
+
+    num_train: int
+    num_val: int
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who does what. Sizes in bytes, CPUs as Ray counts them (fractions of one are allowed)."""
+
+    device: str
+    workers: int
+    min_workers: int
+    share: int
+    steps_per_epoch: int
+    total_steps: int
+    val_steps: int
+    threads_per_worker: int
+    cpus_per_worker: float
+    train_actors: int
+    val_actors: int
+    cpus_per_actor: float
+    steps_per_chunk: int
+    weights_bytes: int
+    activations_bytes: int
+    prefetch_bytes: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def uses_ray(self) -> bool:
+        return self.workers > 0
+
+    @property
+    def worker_bytes(self) -> int:
+        """Memory that a worker needs on its device: weights with gradients and state, and activations."""
+        return self.weights_bytes + self.activations_bytes
+
+
+def make_plan(experiment: Experiment, resources: Resources, data: DataSize, model: ModelSize) -> Plan:
+    """Decide who does what.
+
+    Raises: InputError if the experiment cannot run on these resources; the message says what would.
+    """
+    strategy, train = experiment.strategy, experiment.train
+    workers = max(strategy.max_workers, 1)
+    _refuse_too_many_workers(experiment, resources)
+    _refuse_uneven_batch(experiment)
+    epoch = Epoch(data.num_train, train.global_batch)
+    val_epoch = Epoch(data.num_val, train.global_batch)
+    use_gpu = resources.gpus > 0
+    pool = _pipeline_pool(resources, workers, use_gpu=use_gpu)
+    share = epoch.largest_share(workers)
+    sample_bytes = experiment.data.image_size**2 * experiment.data.channels
+    chunk_steps = steps_per_chunk(epoch, workers, sample_bytes)
+    part = -(-share // train.accumulate)
+    return Plan(
+        device="cuda" if use_gpu else "cpu",
+        workers=strategy.max_workers,
+        min_workers=strategy.min_workers,
+        share=share,
+        steps_per_epoch=epoch.num_steps,
+        total_steps=epoch.num_steps * train.epochs,
+        val_steps=val_epoch.num_steps,
+        threads_per_worker=max(1, resources.cpus // workers),
+        cpus_per_worker=pool.cpus_per_worker,
+        train_actors=pool.train_actors,
+        val_actors=pool.val_actors,
+        cpus_per_actor=pool.cpus_per_actor,
+        steps_per_chunk=chunk_steps,
+        weights_bytes=model.num_parameters * BYTES_PER_WEIGHT * _copies_of_weights(experiment),
+        activations_bytes=model.activations_per_sample * part * _bytes_per_activation(experiment),
+        prefetch_bytes=(1 + PREFETCHED_CHUNKS) * chunk_steps * share * sample_bytes,
+        warnings=_warnings(experiment, resources),
+    )
+
+
+@dataclass(frozen=True)
+class _Pool:
+    cpus_per_worker: float
+    train_actors: int
+    val_actors: int
+    cpus_per_actor: float
+
+
+def _pipeline_pool(resources: Resources, workers: int, *, use_gpu: bool) -> _Pool:
+    """Split the CPUs. With GPUs a worker holds one CPU and the pipeline the rest; else the pipeline has a share.
+
+    The actors' claims never exceed what workers leave: Ray Data waits for ever, without a word, for a CPU that
+    never comes free.
+    """
+    pipeline = resources.cpus * PIPELINE_SHARE
+    if use_gpu and resources.cpus > workers:
+        pipeline = float(resources.cpus - workers)
+    wanted = max(1, round(pipeline)) if use_gpu else resources.cpus
+    val_actors = max(1, wanted // 4)
+    train_actors = max(1, wanted - val_actors) if use_gpu else wanted
+    return _Pool(
+        cpus_per_worker=_floor_to_hundredth((resources.cpus - pipeline) / workers),
+        train_actors=train_actors,
+        val_actors=val_actors,
+        cpus_per_actor=_floor_to_hundredth(pipeline / (train_actors + val_actors)),
+    )
+
+
+def _floor_to_hundredth(value: float) -> float:
+    return int(value * 100) / 100
+
+
+def _copies_of_weights(experiment: Experiment) -> int:
+    """Weights, gradients, the optimizer's state and the average."""
+    state = {"sgd": 1, "adamw": 2}[experiment.train.optimizer.name]
+    return 2 + state + (experiment.train.ema_decay > 0)
+
+
+def _bytes_per_activation(experiment: Experiment) -> int:
+    return 4 if experiment.precision.default == "fp32" else 2
+
+
+def _refuse_too_many_workers(experiment: Experiment, resources: Resources) -> None:
+    least = experiment.strategy.min_workers
+    kind, there = ("GPU", resources.gpus) if resources.gpus > 0 else ("CPU", resources.cpus)
+    if least > there:
+        raise InputError(
+            f"strategy.workers: got {_shown_workers(experiment)}, but there {_are(there, kind)} for them, "
+            f"one each. Set strategy.workers to {there} or less, or run on more nodes."
+        )
+
+
+def _are(count: int, kind: str) -> str:
+    return f"is 1 {kind}" if count == 1 else f"are {count} {kind}s"
+
+
+def _shown_workers(experiment: Experiment) -> str:
+    workers = experiment.strategy.workers
+    return str(list(workers)) if isinstance(workers, tuple) else str(workers)
+
+
+def _refuse_uneven_batch(experiment: Experiment) -> None:
+    workers, batch = max(experiment.strategy.max_workers, 1), experiment.train.global_batch
+    if batch % workers:
+        below, above = batch // workers * workers, -(-batch // workers) * workers
+        good = " or ".join(str(size) for size in (below, above) if size > 0)
+        raise InputError(
+            f"train.global_batch: got {batch}, must be divisible by strategy.workers={workers}. "
+            f"Set train.global_batch to {good}, or change strategy.workers."
+        )
+
+
+def _warnings(experiment: Experiment, resources: Resources) -> tuple[str, ...]:
+    warnings = []
+    if resources.nodes > 1 and "://" not in experiment.run.path:
+        warnings.append(
+            f"run.folder is the local path {experiment.run.path} on a cluster of {resources.nodes} nodes: it must lie "
+            "on storage that all of them share, or be a URI such as s3://bucket/run."
+        )
+    if experiment.precision.default == "fp16" and resources.gpus == 0:
+        warnings.append(
+            "precision: fp16 on CPUs without fp16 arithmetic is many times slower than fp32. bf16 or fp32 is faster."
+        )
+    return tuple(warnings)

@@ -1,0 +1,175 @@
+"""The charts of a run: which series, on which axes, with which events marked."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from orchestrator.report.axes import EPOCH, PLAIN, SHARE, STEP, Axis, Units, exact, loss_axis, outward
+from orchestrator.report.charts import Mark, histogram, line_chart, merged, stacked_areas
+from orchestrator.report.figures import phase_shares_over_time
+from orchestrator.report.markup import Html, figure, key, nothing
+from orchestrator.report.record import Floats, Record
+from orchestrator.report.series import Series, smooth, smoothing_window
+from orchestrator.report.wording import duration
+from orchestrator.training.phases import PHASES
+
+# Events worth a mark -> CSS class; the first of those that fall together gives the colour.
+MARKED = {"failure": "bad", "skipped_checkpoint": "warn", "resize": "move", "restart": "move", "stop": "calm"}
+
+NUM_BINS = 44
+PERCENTILES = (50, 95, 99)
+
+
+def loss_by_step(record: Record) -> Html:
+    lines = _step_lines(record, record.steps.column("loss"))
+    return _step_figure(record, "Training loss by step", lines, loss_axis(lines[0].drawable))
+
+
+def accuracy_by_step(record: Record) -> Html:
+    lines = _step_lines(record, record.steps.column("accuracy"))
+    return _step_figure(record, "Training accuracy by step", lines, outward(lines[0].drawable, SHARE))
+
+
+def learning_rate(record: Record) -> Html:
+    lines = [Series("learning rate", "train", record.steps.column("step"), record.steps.column("lr"))]
+    return _step_figure(record, "Learning rate by step", lines, outward(lines[0].drawable, PLAIN, [0.0]))
+
+
+def throughput(record: Record) -> Html:
+    """Images per second; the smooth line is samples over seconds in its window, not a mean of rates."""
+    steps = record.steps
+    samples, seconds = (
+        steps.column("samples"),
+        np.where(steps.column("step_s") > 0, steps.column("step_s"), np.nan),
+    )
+    lines = _step_lines(record, samples / seconds)
+    if len(lines) == 2:
+        window = smoothing_window(len(steps))
+        means = smooth(samples, window) / smooth(seconds, window)
+        lines[1] = Series(lines[1].name, lines[1].style, lines[1].x, means)
+    return _step_figure(record, "Images per second by step", lines, outward(lines[0].drawable, PLAIN, [0.0]))
+
+
+def loss_by_epoch(record: Record) -> Html:
+    lines = _epoch_lines(record, "train_loss", "val_loss")
+    return _epoch_figure(record, "Loss by epoch", lines, loss_axis(_all_values(lines)))
+
+
+def accuracy_by_epoch(record: Record) -> Html:
+    lines = _epoch_lines(record, "train_accuracy", "val_accuracy")
+    return _epoch_figure(record, "Accuracy by epoch", lines, outward(_all_values(lines), SHARE))
+
+
+def phases_over_time(record: Record) -> Html:
+    """Shares of the step time over the run, a colour a phase; the table of phases is the legend."""
+    name, places, shares = phase_shares_over_time(record)
+    title = f"Share of step time by {name}"
+    if len(places) < 2:
+        return figure(title, nothing("Appears after the second step."))
+    x = exact(float(places[0]), float(places[-1]), EPOCH if name == "epoch" else STEP, least=1.0)
+    return figure(title, Html(stacked_areas(title, PHASES, places, shares, x)))
+
+
+def step_times(record: Record) -> Html:
+    """A histogram of step times. The few far beyond the 99th percentile or four medians share the last bar."""
+    title = "Distribution of step times"
+    seconds = record.steps.column("step_s")
+    seconds = seconds[np.isfinite(seconds)]
+    if not len(seconds):
+        return figure(title, nothing("No step yet."))
+    scale, units = (1000.0, Units("ms")) if np.median(seconds) < 1 else (1.0, Units("s"))
+    low, high = float(seconds.min()), float(seconds.max())
+    cap = min(4 * float(np.median(seconds)), 1.25 * float(np.percentile(seconds, 99)))
+    bulk = np.linspace(low, min(high, cap) if high > low else 1.1 * low + 1e-6, NUM_BINS)
+    edges = np.append(bulk, np.inf) if high > cap else bulk
+    counts = np.histogram(seconds, edges)[0].astype(np.float64)
+    marks = [
+        Mark(scale * at, "calm", share, f"p{share}", f"p{share} {duration(at)}")
+        for share, at in zip(PERCENTILES, np.percentile(seconds, PERCENTILES).tolist(), strict=True)
+    ]
+    keys = [key(f"all over {duration(cap)}", '<g class="bar tail"><rect x="5" width="10" height="10"/></g>')]
+    return figure(
+        title, Html(histogram(title, scale * edges, counts, marks, units)), keys if high > cap else ()
+    )
+
+
+def _step_lines(record: Record, values: Floats) -> list[Series]:
+    """Each step, faint, under its smoothed line; a short run has the steps alone."""
+    steps = record.steps.column("step")
+    window = smoothing_window(len(values))
+    if window == 1:
+        return [Series("each step", "train", steps, values)]
+    raw = Series("each step", "raw", steps, values)
+    return [raw, Series(f"mean of {window} steps", "train", steps, smooth(raw.drawable, window))]
+
+
+def _epoch_lines(record: Record, train: str, val: str) -> list[Series]:
+    x = np.array([float(epoch.epoch) for epoch in record.epochs])
+    columns = [
+        np.array([getattr(epoch, name) for epoch in record.epochs], np.float64) for name in (train, val)
+    ]
+    return [Series("train", "train", x, columns[0]), Series("validation", "val", x, columns[1])]
+
+
+def _step_figure(record: Record, title: str, lines: Sequence[Series], y: Axis) -> Html:
+    steps = record.steps.column("step")
+    if not np.isfinite(lines[0].drawable).any():
+        return figure(title, nothing("Nothing recorded yet."))
+    missing = int(np.isnan(lines[0].drawable).sum())
+    note = (
+        f"{missing:,} of {len(steps):,} values are missing, NaN or infinite and leave a gap."
+        if missing
+        else ""
+    )
+    x = exact(float(steps[0]), float(steps[-1]), STEP, least=1.0)
+    return _line_figure(title, lines, x, y, _marks(record, float), note)
+
+
+def _epoch_figure(record: Record, title: str, lines: Sequence[Series], y: Axis) -> Html:
+    lines = [line for line in lines if np.isfinite(line.drawable).any()]
+    if not lines:
+        return figure(title, nothing("Appears after the first epoch."))
+    numbers, ends = lines[0].x, np.array([epoch.step for epoch in record.epochs], np.float64)
+    x = exact(float(numbers[0]), float(numbers[-1]), EPOCH, least=1.0)
+    # The point of an epoch is its end, so a step inside it lies between the point before and its own.
+    marks = _marks(record, lambda step: float(np.interp(step, ends, numbers)))
+    return _line_figure(title, lines, x, y, marks)
+
+
+def _line_figure(
+    title: str, lines: Sequence[Series], x: Axis, y: Axis, marks: Sequence[Mark], note: str = ""
+) -> Html:
+    drawn = merged(marks, x)
+    names: dict[str, list[str]] = {}
+    for mark in drawn:
+        names.setdefault(mark.style, [])
+        names[mark.style] += [mark.name] if mark.name not in names[mark.style] else []
+    keys = [key(line.name, f'<path class="line {line.style}" d="M0 5H20"/>') for line in lines]
+    keys += [
+        key(
+            ", ".join(kinds),
+            f'<g class="mark {style}"><line x1="10" x2="10" y1="0" y2="12"/><path d="M10 3l-4 -6h8z"/></g>',
+        )
+        for style, kinds in names.items()
+    ]
+    return figure(title, Html(line_chart(title, lines, x, y, drawn)), keys, note)
+
+
+def _marks(record: Record, place: Callable[[float], float]) -> list[Mark]:
+    """The events worth a mark; `place` maps a step to the x axis."""
+    ranks = list(MARKED)
+    return [
+        Mark(
+            x=place(float(event.step)),
+            style=MARKED[event.kind],
+            rank=ranks.index(event.kind),
+            name=event.kind.replace("_", " "),
+            text=f"step {event.step:,}: {event.message or event.kind}"[:300],
+        )
+        for event in record.events
+        if event.kind in MARKED
+    ]
+
+
+def _all_values(lines: Sequence[Series]) -> Floats:
+    return np.concatenate([line.drawable for line in lines])

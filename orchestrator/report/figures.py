@@ -1,0 +1,107 @@
+"""The numbers on the page. What result.json says comes first; while there is none, the same from the lines so far."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.report.record import Floats, Record, number
+from orchestrator.training.phases import PHASES
+
+UNFINISHED = "unfinished"  # no result yet: the run goes on or was killed; its folder cannot tell which
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The key figures; NaN where the run has none yet. `best_epoch` is None where no epoch line has the best figure."""
+
+    status: str
+    val_accuracy: float
+    val_loss: float
+    best_val_accuracy: float
+    best_epoch: int | None
+    epochs: float
+    steps: float
+    samples_seen: float
+    images_per_s: float
+    data_wait_share: float
+    restarts: int
+    wall_s: float
+    evaluation_s: float
+
+
+def figures(record: Record) -> Figures:
+    """The key figures of a run, finished or not."""
+    result, steps, epochs = record.result, record.steps, record.epochs
+    evaluated = [epoch for epoch in epochs if math.isfinite(epoch.val_accuracy)]
+    best = max(evaluated, key=lambda epoch: epoch.val_accuracy, default=None)
+    step_s, samples = np.nansum(steps.column("step_s")), np.nansum(steps.column("samples"))
+    seconds = phase_seconds(record)
+    return Figures(
+        status=str(result.get("status", UNFINISHED)),
+        val_accuracy=_first(result, "val_accuracy", evaluated[-1].val_accuracy if evaluated else math.nan),
+        val_loss=_first(result, "val_loss", evaluated[-1].val_loss if evaluated else math.nan),
+        best_val_accuracy=_first(result, "best_val_accuracy", best.val_accuracy if best else math.nan),
+        best_epoch=best.epoch if best else None,
+        epochs=_first(result, "epochs", float(len(epochs))),
+        steps=_first(result, "steps", float(steps.column("step")[-1]) if len(steps) else 0.0),
+        samples_seen=_first(result, "samples_seen", float(samples)),
+        images_per_s=_first(result, "images_per_s", _ratio(samples, step_s)),
+        data_wait_share=_first(
+            result, "data_wait_share", _ratio(seconds[PHASES.index("data_wait")], seconds.sum())
+        ),
+        restarts=int(_first(result, "restarts", sum(event.kind == "restart" for event in record.events))),
+        wall_s=_first(result, "wall_s", record.last_sign - record.started),
+        evaluation_s=_first(
+            result, "evaluation_s", float(np.nansum([epoch.evaluation_s for epoch in epochs]))
+        ),
+    )
+
+
+def phase_seconds(record: Record) -> Floats:
+    """Seconds of the run in each of PHASES."""
+    told = record.result.get("seconds")
+    if isinstance(told, dict):
+        return np.nan_to_num([number(told.get(phase)) for phase in PHASES])
+    total: Floats = np.nansum(record.steps.seconds, axis=0)
+    return total
+
+
+def wall_parts(record: Record, key: Figures) -> list[tuple[str, float]]:
+    """What the wall time was spent on, seconds; the last part is what no line of metrics.jsonl accounts for."""
+    parts = [
+        ("training steps", float(phase_seconds(record).sum())),
+        ("evaluation", key.evaluation_s),
+        ("steps done again", record.steps.redone_s),
+    ]
+    rest = key.wall_s - sum(seconds for _, seconds in parts)
+    return [*parts, ("start, restarts and the rest", max(rest, 0.0) if math.isfinite(rest) else 0.0)]
+
+
+def phase_shares_over_time(record: Record) -> tuple[str, Floats, Floats]:
+    """Shares of each phase in pieces of the run: `epoch` or `step`, where the pieces are (n,), shares (n, phases).
+
+    Pieces are epochs where there are at least 10, else fortieths of the steps; none of no length.
+    """
+    if len(record.epochs) >= 10:
+        name, places = "epoch", np.array([float(epoch.epoch) for epoch in record.epochs])
+        seconds = np.nan_to_num([epoch.seconds for epoch in record.epochs])
+    else:
+        groups = np.array_split(np.arange(len(record.steps)), min(40, max(len(record.steps), 1)))
+        groups = [group for group in groups if len(group)]
+        name, places = "step", np.array([record.steps.column("step")[group].mean() for group in groups])
+        seconds = np.array([np.nansum(record.steps.seconds[group], axis=0) for group in groups])
+        seconds = seconds.reshape(-1, len(PHASES))
+    total = seconds.sum(axis=1)
+    return name, places[total > 0], seconds[total > 0] / total[total > 0, None]
+
+
+def _first(result: dict[str, Any], name: str, otherwise: float) -> float:
+    """The figure of result.json if it has one."""
+    told = number(result.get(name))
+    return told if math.isfinite(told) else otherwise
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else math.nan

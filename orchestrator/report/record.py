@@ -1,0 +1,260 @@
+"""What a run folder says, read for a report: the files of docs/run-folder.md as arrays and frozen records.
+
+A run that goes on, or was killed, must give a report too: a missing file is an empty part, a line that a kill cut
+off is left out and counted in `Record.notes`. Not a validator, and not for resuming: checkpoints are not read.
+"""
+
+import json
+import math
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from orchestrator.errors import InputError
+from orchestrator.training.phases import PHASES
+
+Floats = NDArray[np.float64]
+
+_FIELDS = ("step", "epoch", "time", "attempt", "samples", "loss", "accuracy", "lr", "step_s")
+_STEP, _TIME, _STEP_S = (_FIELDS.index(name) for name in ("step", "time", "step_s"))
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """One row an optimizer step, sorted by step; columns are named as in metrics.jsonl, NaN where a figure is missing.
+
+    `num_redone` and `redone_s`: rows that a later attempt did again; they are not in the columns.
+    """
+
+    rows: Floats
+    num_redone: int
+    redone_s: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> Floats:
+        return self.rows[:, _FIELDS.index(name)]
+
+    @property
+    def seconds(self) -> Floats:
+        """Seconds of each phase, (steps, phases) in the order of PHASES."""
+        return self.rows[:, len(_FIELDS) :]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch line of metrics.jsonl; NaN where a figure is missing or null."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    images_per_s: float
+    data_wait_share: float
+    evaluation_s: float
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of events.jsonl. `step`: the step it names, else the last one done when it happened."""
+
+    time: float
+    kind: str
+    attempt: int
+    message: str
+    step: int
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """All that a report is derived from.
+
+    `experiment`: the parsed experiment.yaml, empty if it is missing or no mapping. `result`: empty until a run has ended.
+    `notes`: what could not be read, one sentence each.
+    """
+
+    folder: Path
+    experiment_text: str
+    experiment: dict[str, Any]
+    steps: Steps
+    epochs: tuple[Epoch, ...]
+    events: tuple[Event, ...]
+    result: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def started(self) -> float:
+        """When the run first gave a sign of life, Unix seconds; NaN if it has not."""
+        return min(self._times(), default=math.nan)
+
+    @property
+    def last_sign(self) -> float:
+        """When the run last gave a sign of life, Unix seconds; NaN if it has not."""
+        return max(self._times(), default=math.nan)
+
+    def _times(self) -> list[float]:
+        times = [event.time for event in self.events]
+        if len(self.steps):
+            times += [float(np.min(self.steps.column("time"))), float(np.max(self.steps.column("time")))]
+        return [time for time in times if math.isfinite(time)]
+
+
+def read_record(folder: Path) -> Record:
+    """Read experiment.yaml, metrics.jsonl, events.jsonl and result.json; each may be missing.
+
+    Raises: InputError if `folder` is no folder.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"report: got {str(folder)!r}, must be the folder of a run. Try one of the folders in runs/."
+        )
+    notes: list[str] = []
+    text, experiment = _read_experiment(folder / "experiment.yaml", notes)
+    rows, epochs = _read_metrics(folder / "metrics.jsonl", notes)
+    events = _read_events(folder / "events.jsonl", rows, notes)
+    return Record(
+        folder=folder,
+        experiment_text=text,
+        experiment=experiment,
+        steps=_last_attempts(rows),
+        epochs=epochs,
+        events=events,
+        result=_read_result(folder / "result.json", events, notes),
+        notes=tuple(notes),
+    )
+
+
+def number(value: object) -> float:
+    """A JSON number as float; NaN for null and for everything that is no number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _read_experiment(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
+    if not path.exists():
+        return "", {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        experiment = yaml.safe_load(text)
+    except yaml.YAMLError:
+        experiment = None
+    if isinstance(experiment, dict):
+        return text, experiment
+    notes.append("experiment.yaml is not a YAML mapping; it is shown as it is.")
+    return text, {}
+
+
+def _read_metrics(path: Path, notes: list[str]) -> tuple[Floats, tuple[Epoch, ...]]:
+    """All step rows in the order of the file, every attempt, and the last line of each epoch."""
+    flat = array("d")  # 17 floats a step: a million steps stay below 150 MB
+    epochs: dict[int, Epoch] = {}
+    for line in _json_lines(path, notes):
+        if line.get("kind") == "step" and math.isfinite(number(line.get("step"))):
+            flat.extend(number(line.get(name)) for name in _FIELDS)
+            flat.extend(_phase_seconds(line))
+        elif line.get("kind") == "epoch" and isinstance(line.get("epoch"), int):
+            epochs[line["epoch"]] = _epoch(line)
+    rows = np.array(flat, np.float64).reshape(-1, len(_FIELDS) + len(PHASES))
+    return rows, tuple(epochs[key] for key in sorted(epochs))
+
+
+def _phase_seconds(line: dict[str, Any]) -> list[float]:
+    seconds = line.get("seconds")
+    return [number(seconds.get(phase)) if isinstance(seconds, dict) else math.nan for phase in PHASES]
+
+
+def _epoch(line: dict[str, Any]) -> Epoch:
+    step = number(line.get("step"))
+    names = (
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "images_per_s",
+        "data_wait_share",
+        "evaluation_s",
+    )
+    return Epoch(
+        epoch=line["epoch"],
+        step=int(step) if math.isfinite(step) else 0,
+        seconds=tuple(_phase_seconds(line)),
+        **{name: number(line.get(name)) for name in names},
+    )
+
+
+def _last_attempts(rows: Floats) -> Steps:
+    """The last line of each step, sorted by step."""
+    _, newest = np.unique(rows[::-1, _STEP], return_index=True)
+    kept = len(rows) - 1 - newest
+    redone = np.delete(rows[:, _STEP_S], kept)
+    return Steps(rows=rows[kept], num_redone=len(redone), redone_s=float(np.nansum(redone)))
+
+
+def _read_events(path: Path, rows: Floats, notes: list[str]) -> tuple[Event, ...]:
+    times = np.maximum.accumulate(np.nan_to_num(rows[:, _TIME]))
+    events = []
+    for line in _json_lines(path, notes):
+        step = number(line.get("step"))
+        if not math.isfinite(step):
+            done = int(np.searchsorted(times, number(line.get("time")), side="right"))
+            step = rows[done - 1, _STEP] if done else 0.0
+        attempt = number(line.get("attempt"))
+        events.append(
+            Event(
+                time=number(line.get("time")),
+                kind=str(line.get("event", "?")),
+                attempt=int(attempt) if math.isfinite(attempt) else 1,
+                message=str(line.get("message", "")),
+                step=int(step),
+                fields={key: line[key] for key in line if key not in ("time", "event", "attempt", "message")},
+            )
+        )
+    return tuple(events)
+
+
+def _read_result(path: Path, events: tuple[Event, ...], notes: list[str]) -> dict[str, Any]:
+    """The outcome; empty if there is none yet, or if the run started again after it was written."""
+    if not path.exists():
+        return {}
+    try:
+        result = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except ValueError:
+        result = None
+    if not isinstance(result, dict):
+        notes.append("result.json is cut off and was left out.")
+        return {}
+    kinds = [event.kind for event in events]
+    if "finish" in kinds and "start" in kinds[len(kinds) - kinds[::-1].index("finish") :]:
+        notes.append("result.json is older than the last start of the run and was left out.")
+        return {}
+    return result
+
+
+def _json_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file; what is cut off or no object is counted in `notes`."""
+    if not path.exists():
+        return
+    num_torn = 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if isinstance(line, dict):
+                yield line
+            elif text.strip():
+                num_torn += 1
+    if num_torn:
+        lines = "1 line is" if num_torn == 1 else f"{num_torn} lines are"
+        notes.append(f"{path.name}: {lines} cut off and left out.")

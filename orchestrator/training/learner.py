@@ -1,0 +1,45 @@
+"""What learns: the model and all that changes with it, as one thing to save and restore."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from orchestrator.config.experiment import Experiment
+from orchestrator.training.checkpoint import Snapshot
+from orchestrator.training.optim import build_optimizer
+from orchestrator.training.precision import Precision
+from orchestrator.training.progress import Progress
+from orchestrator.training.regularize import WeightAverage
+
+
+class Learner:
+    """A model on its device with optimizer, precision and, if asked for, the average of its weights."""
+
+    def __init__(self, experiment: Experiment, model: nn.Module, device: torch.device) -> None:
+        memory_format = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
+        self.device = device
+        self.model = model.to(device=device).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(self.model, experiment.train.optimizer)
+        self.precision = Precision(experiment.precision, device)
+        decay = experiment.train.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay > 0 else None
+
+    def snapshot(self, progress: Progress, identity: dict[str, Any]) -> Snapshot:
+        """Everything that the run needs to go on from here. `identity` says which run it is."""
+        return Snapshot(
+            step=progress.steps,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            ema=self.average.state() if self.average else None,
+            state={"progress": progress.to_json(), "precision": self.precision.state(), "identity": identity},
+        )
+
+    def restore(self, snapshot: Snapshot) -> Progress:
+        """Become what a snapshot says; bit for bit."""
+        self.model.load_state_dict(snapshot.model)
+        self.optimizer.load_state_dict(snapshot.optimizer)
+        self.precision.load(snapshot.state["precision"])
+        if self.average is not None and snapshot.ema is not None:
+            self.average.load(snapshot.ema)
+        return Progress.from_json(snapshot.state["progress"])

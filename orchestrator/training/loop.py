@@ -1,0 +1,274 @@
+"""The training loop: plain torch, the same for every strategy, in a test, on a laptop and on a cluster."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.config.experiment import Experiment
+from orchestrator.errors import NonFiniteLoss
+from orchestrator.strategies.base import Strategy
+from orchestrator.training.accounting import Seconds, StepClock, data_wait_share, step_clock
+from orchestrator.training.checkpoint_store import CheckpointStore
+from orchestrator.training.evaluate import ToDevice, evaluate
+from orchestrator.training.learner import Learner
+from orchestrator.training.progress import Progress
+from orchestrator.training.regularize import summed_loss
+from orchestrator.training.schedule import rate
+from pipelines.loader import Batch
+from pipelines.order import Epoch, Position
+from pipelines.randomness import mix
+
+MAX_IDS_IN_MESSAGE = 8
+
+
+class Log(Protocol):
+    """Where a worker says what happens."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Note a step or an epoch (docs/run-folder.md); cheap, never waits."""
+
+    def event(self, name: str, message: str, **fields: Any) -> None:
+        """Note an event, in order with the records."""
+
+    def trace(self, batch: Batch, step: int, rank: int) -> None:
+        """Note which samples a step consumed; written down by `commit_trace`."""
+
+    def commit_trace(self, step: int) -> None:
+        """Write down the trace up to a step that is about to be committed."""
+
+    def stop_requested(self) -> bool:
+        """Whether the run should commit and end at the next step boundary."""
+
+
+@dataclass
+class Training:
+    """What one worker trains with. `identity` is stored in commits to tell whether a run may go on from them."""
+
+    experiment: Experiment
+    learner: Learner
+    strategy: Strategy
+    train_epoch: Epoch
+    val_epoch: Epoch
+    train_batches: Iterator[Batch]
+    val_batches: Iterator[Batch]
+    to_device: ToDevice
+    sample_ids: Callable[[int, range], list[str]]
+    store: CheckpointStore
+    log: Log
+    identity: dict[str, Any]
+    on_commit: Callable[[dict[str, Any]], None]
+    progress: Progress = field(default_factory=Progress)
+
+
+def train(training: Training) -> str:
+    """Train from where `training.progress` stands to the end of the experiment, or until asked to stop.
+
+    Returns: `finished` or `stopped`; either way the last step is committed.
+    Raises: NonFiniteLoss on every worker, if any worker's loss was NaN or infinite.
+    """
+    progress, experiment = training.progress, training.experiment
+    clock = step_clock(training.learner.device)
+    model = training.learner.model
+    compiled: nn.Module = torch.compile(model) if experiment.train.compile else model  # type: ignore[assignment]
+    wrapped = training.strategy.wrap(compiled, lambda: clock.lap("backward"))
+    model.train()
+    while progress.position.epoch < experiment.train.epochs:
+        stop = _step(training, wrapped, clock)
+        every = experiment.checkpoint.every_steps
+        if progress.position.step == training.train_epoch.num_steps:
+            clock.flush()
+            _end_epoch(training)
+            clock.pause()
+            _commit(training, progress.val_accuracy)
+            clock.lap("checkpoint")
+        elif stop or (every and progress.steps % every == 0):
+            clock.flush()
+            _commit(training, None)
+            clock.lap("checkpoint")
+        if stop and progress.position.epoch < experiment.train.epochs:
+            return "stopped"
+    return "finished"
+
+
+def _step(training: Training, wrapped: nn.Module, clock: StepClock) -> bool:
+    """Take one optimizer step; returns whether all workers agree to stop after it."""
+    progress, strategy, learner = training.progress, training.strategy, training.learner
+    config = training.experiment.train
+    started = time.time()
+    batch = next(training.train_batches)
+    clock.lap("data_wait")
+    images, labels = training.to_device(batch)
+    clock.lap("transfer")
+    # Dropout draws from (seed, step, rank): a resumed run draws what the uninterrupted one would have.
+    torch.manual_seed(mix("step", training.experiment.seed, progress.steps, strategy.rank))
+    lr = _set_rate(training)
+    learner.optimizer.zero_grad(set_to_none=True)
+    totals = _forward_backward(training, wrapped, clock, batch, images, labels)
+    learner.precision.step(learner.optimizer, config.clip_grad_norm)
+    if learner.average is not None:
+        learner.average.update(learner.model)
+    loss, correct, samples, stop, *bad_ranks = totals().tolist()
+    clock.lap("optimizer")
+    if any(bad_ranks):
+        raise _non_finite(training, batch, [rank for rank, bad in enumerate(bad_ranks) if bad])
+    training.log.trace(batch, progress.steps + 1, strategy.rank)
+    _advance(training, loss, correct, int(samples))
+    record = {
+        "kind": "step",
+        "time": started,
+        "epoch": batch.epoch,
+        "step": progress.steps,
+        "samples": int(samples),
+        "loss": loss / samples,
+        "accuracy": correct / samples,
+        "lr": lr,
+    }
+    clock.end_step(lambda seconds: _account(training, record, seconds))
+    return stop > 0
+
+
+def _forward_backward(
+    training: Training, wrapped: nn.Module, clock: StepClock, batch: Batch, images: Tensor, labels: Tensor
+) -> Callable[[], Tensor]:
+    """Compute the gradients of the step's mean loss, in `train.accumulate` parts.
+
+    Returns what waits for the step's totals over all workers: loss, hits, samples, stop, a flag for each rank.
+    """
+    learner, strategy, config = training.learner, training.strategy, training.experiment.train
+    step_size = len(training.train_epoch.positions(batch.step))
+    weight = 1.0
+    if len(labels) == 0:  # a worker without samples in a small last step still takes part in the exchange
+        images, labels, weight = _stand_in(training, images), labels.new_zeros(1), 0.0
+    totals = torch.zeros(4 + strategy.world_size, dtype=torch.float64, device=learner.device)
+    totals[3] = float(training.log.stop_requested())
+    parts = list(zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True))
+    waiting: Callable[[], Tensor] | None = None
+    for number, (part_images, part_labels) in enumerate(parts, start=1):
+        last = number == len(parts)
+        with strategy.part(last):
+            with learner.precision.autocast():
+                logits = wrapped(part_images)
+            loss = weight * summed_loss(logits, part_labels, config.label_smoothing)
+            with torch.no_grad():
+                totals[0] += loss
+                totals[1] += weight * (logits.argmax(1) == part_labels).sum()
+                totals[2] += weight * len(part_labels)
+            if last:
+                totals[4 + strategy.rank] = (~totals[0].isfinite()).double()
+                waiting = strategy.sum(totals)  # hidden behind the backward pass
+            clock.lap("forward")
+            learner.precision.backward(loss / step_size)
+            clock.lap(strategy.phase_after_backward if last else "backward")
+    assert waiting is not None
+    return waiting
+
+
+def _stand_in(training: Training, images: Tensor) -> Tensor:
+    return images.new_zeros((1, *images.shape[1:])).to(training.learner.device)
+
+
+def _set_rate(training: Training) -> float:
+    config = training.experiment.train
+    lr = rate(
+        config.schedule,
+        base_lr=config.optimizer.lr,
+        step=training.progress.steps,
+        steps_per_epoch=training.train_epoch.num_steps,
+        epochs=config.epochs,
+    )
+    for group in training.learner.optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def _advance(training: Training, loss: float, correct: float, samples: int) -> None:
+    progress = training.progress
+    progress.epoch_sums.add(loss, correct, samples)
+    progress.steps += 1
+    progress.samples += samples
+    progress.position = Position(progress.position.epoch, progress.position.step + 1)
+
+
+def _account(training: Training, record: dict[str, Any], seconds: Seconds) -> None:
+    training.progress.add_seconds(seconds)
+    training.log.record(record | {"step_s": sum(seconds.values()), "seconds": seconds})
+
+
+def _end_epoch(training: Training) -> None:
+    """Evaluate, note the epoch, and turn to the next."""
+    progress = training.progress
+    started = time.perf_counter()
+    sums = evaluate(
+        training.learner, training.strategy, training.val_batches, training.val_epoch, training.to_device
+    )
+    evaluation_s = time.perf_counter() - started
+    progress.evaluation_s += evaluation_s
+    progress.val_loss, progress.val_accuracy = sums.mean_loss, sums.accuracy
+    progress.best_val_accuracy = max(sums.accuracy, progress.best_val_accuracy or 0.0)
+    trained = progress.epoch_sums
+    training.log.record(
+        {
+            "kind": "epoch",
+            "time": time.time(),
+            "epoch": progress.position.epoch,
+            "step": progress.steps,
+            "train_loss": trained.mean_loss,
+            "train_accuracy": trained.accuracy,
+            "val_loss": sums.mean_loss,
+            "val_accuracy": sums.accuracy,
+            "samples": trained.samples,
+            "images_per_s": trained.samples / max(sum(progress.epoch_seconds.values()), 1e-9),
+            "data_wait_share": data_wait_share(progress.epoch_seconds),
+            "evaluation_s": evaluation_s,
+            "seconds": progress.epoch_seconds,
+        }
+    )
+    progress.position = Position(progress.position.epoch + 1, 0)
+    progress.begin_epoch()
+
+
+def _commit(training: Training, score: float | None) -> None:
+    """Commit the state of the run; the trace first, so that what is committed is traced."""
+    progress, strategy = training.progress, training.strategy
+    strategy.share_buffers(training.learner.model)
+    training.log.commit_trace(progress.steps)
+    strategy.barrier()
+    if strategy.rank == 0:
+        commit = training.store.commit(training.learner.snapshot(progress, training.identity), score=score)
+        training.log.event(
+            "commit",
+            f"committed step {progress.steps} in {commit.seconds:.2f} s",
+            epoch=progress.position.epoch,
+            step=progress.steps,
+            path=commit.path,
+            seconds=commit.seconds,
+            bytes=commit.bytes,
+            val_accuracy=score,
+        )
+    training.on_commit({"epoch": progress.position.epoch, "step": progress.steps, "val_accuracy": score})
+
+
+def _non_finite(training: Training, batch: Batch, ranks: list[int]) -> NonFiniteLoss:
+    strategy, progress = training.strategy, training.progress
+    ids = [
+        name
+        for rank in ranks
+        for name in training.sample_ids(
+            batch.epoch, training.train_epoch.share(batch.step, rank, strategy.world_size)
+        )
+    ]
+    shown = ", ".join(ids[:MAX_IDS_IN_MESSAGE]) + (f" and {len(ids) - MAX_IDS_IN_MESSAGE} more" if len(ids) > 8 else "")
+    return NonFiniteLoss(
+        f"the loss became NaN or infinite in step {progress.steps + 1} (epoch {batch.epoch}) on rank "
+        f"{', '.join(map(str, ranks))}, whose samples were {shown}. "
+        f"The last good checkpoint is {training.store.newest_path() or 'none'}. "
+        "Lower train.optimizer.lr, set train.clip_grad_norm, or look at these samples; then --resume.",
+        step=progress.steps + 1,
+        epoch=batch.epoch,
+        ranks=ranks,
+        sample_ids=ids,
+    )

@@ -1,0 +1,73 @@
+"""The arithmetic of training: where to round, and how to keep gradients in range.
+
+Weights, their gradients and the optimizer stay in fp32; autocast rounds the inputs of matrix products and
+convolutions to 16 bits. Half precision has 5 bits of exponent, so small gradients would become zero: the
+loss is multiplied by a scale that grows while all gradients stay finite and shrinks when one does not
+(Micikevicius et al. 2017, arXiv:1710.03740, sections 3.1 and 3.2). bfloat16 has fp32's exponent and needs
+no scale.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from orchestrator.config.experiment import PrecisionConfig
+from orchestrator.errors import CheckpointError
+
+ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """All that depends on the arithmetic between a batch and the weights' update.
+
+    For each part of a step: the forward pass within `autocast()`, then `backward()`; once a step: `step()`.
+    The scale changes in `step()` only, so all parts of a step have the same.
+    """
+
+    def __init__(self, config: PrecisionConfig, device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.default == "fp16")
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Surround a forward pass. The loss belongs outside, in fp32."""
+        if self._config.default not in ROUNDED:
+            return nullcontext()
+        return torch.autocast(self._device.type, ROUNDED[self._config.default])
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, times the scale, to the parameters' `grad`."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, optimizer: torch.optim.Optimizer, clip_grad_norm: float) -> bool:
+        """Undo the scale, clip all gradients together to a 2-norm of `clip_grad_norm` (0 is off) and update.
+
+        Gradients must be summed over all workers before, so that all decide alike.
+        Returns: whether the update took place. In fp16 it does not where a gradient is infinite or NaN: the
+        scale is halved instead. It is doubled after 2,000 updates in a row.
+        Source: Pascanu et al. 2012 (arXiv:1211.5063), algorithm 1 for the clipping.
+        """
+        self._scaler.unscale_(optimizer)
+        if clip_grad_norm > 0.0:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm, foreach=True)
+        scale = self._scaler.get_scale()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        return self._scaler.get_scale() >= scale
+
+    def state(self) -> dict[str, float | int]:
+        """What is remembered between steps, fit for JSON: in fp16 the scale and its history, else nothing."""
+        return self._scaler.state_dict()
+
+    def load(self, state: dict[str, float | int]) -> None:
+        """Go on from what `state()` gave. Raises: CheckpointError if that was in another precision."""
+        if bool(state) != self._scaler.is_enabled():
+            written = "with fp16" if state else "without fp16"
+            raise CheckpointError(
+                f"precision.default: got {self._config.default}, but the checkpoint was written {written}. "
+                "Go on in the precision that the run began with, or start another run."
+            )
+        if state:
+            self._scaler.load_state_dict(state)

@@ -1,0 +1,202 @@
+"""What runs in every worker: builds the parts that the training loop needs, from tables of names.
+
+`train_in_group` is Ray Train's `train_loop_per_worker`; `train_here` is the same in the calling process.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+
+from orchestrator.channel import ActorChannel, Channel
+from orchestrator.config.experiment import Experiment
+from orchestrator.errors import RunError
+from orchestrator.models.zoo import build_model
+from orchestrator.plan import PREFETCHED_BATCHES, PREFETCHED_CHUNKS, Plan
+from orchestrator.run_log import WorkerPlace
+from orchestrator.strategies.base import Strategy
+from orchestrator.strategies.sync import OneWorker, Sync
+from orchestrator.training.checkpoint_store import CheckpointStore
+from orchestrator.training.learner import Learner
+from orchestrator.training.loop import Training, train
+from orchestrator.training.progress import Progress
+from orchestrator.worker_log import WorkerLog
+from pipelines.device import ToDevice
+from pipelines.loader import Batch, batches_from_blocks, batches_from_threads
+from pipelines.order import Epoch, Position
+from pipelines.produce import Recipe
+from pipelines.randomness import mix
+from pipelines.stages import Pool, Stream
+
+# name in the experiment -> strategy of a group with more than one worker
+STRATEGIES: dict[str, Callable[[], Strategy]] = {"sync": Sync}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told; small enough to send. `identity` says which run it is, for resuming."""
+
+    experiment: Experiment
+    plan: Plan
+    checkpoints: str
+    classes: tuple[str, ...]
+    train_epoch: Epoch
+    val_epoch: Epoch
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker's training ended: `finished`, `stopped`, or `failed` with an error that repeats itself."""
+
+    status: str
+    progress: dict[str, Any]
+    error: str | None = None
+    details: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class GroupSetup:
+    """What a worker of a Ray group is told beside its setup: where its data and its log are."""
+
+    setup: Setup
+    run_log: Any
+    train_recipe: "ray.ObjectRef[Recipe]"
+    val_recipe: "ray.ObjectRef[Recipe]"
+
+    def stream(self, purpose: str, start: Position) -> Stream:
+        """The stream of `train` or `val` from a position on; validation is read once an epoch."""
+        setup, plan = self.setup, self.setup.plan
+        config = setup.experiment.data
+        training = purpose == "train"
+        return Stream(
+            recipe=self.train_recipe if training else self.val_recipe,
+            epoch=setup.train_epoch if training else setup.val_epoch,
+            num_epochs=setup.experiment.train.epochs,
+            start=start if training else Position(start.epoch, 0),
+            sample_shape=(config.image_size, config.image_size, config.channels),
+            pool=Pool(plan.train_actors if training else plan.val_actors, plan.cpus_per_actor),
+        )
+
+
+def train_in_group(group: GroupSetup) -> Outcome:
+    """Train as one worker of a Ray Train group."""
+    setup = group.setup
+    world_size = ray.train.get_context().get_world_size()
+    strategy = STRATEGIES[setup.experiment.strategy.name]() if world_size > 1 else OneWorker()
+    recipe = ray.get(group.train_recipe) if strategy.rank == 0 or setup.experiment.trace.samples else None
+
+    def batches(purpose: str, start: Position) -> Iterator[Batch]:
+        stream = group.stream(purpose, start)
+        shard = ray.train.get_dataset_shard(purpose)
+        blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCHED_CHUNKS)
+        return batches_from_blocks(blocks, stream.layout(world_size), strategy.rank)
+
+    def sample_ids(epoch: int, positions: range) -> list[str]:
+        return (recipe or ray.get(group.train_recipe)).sample_ids(epoch, positions)
+
+    return _train(setup, strategy, ActorChannel(group.run_log), batches, sample_ids, ray.train.report)
+
+
+def train_here(setup: Setup, channel: Channel, train_recipe: Recipe, val_recipe: Recipe) -> Outcome:
+    """Train as the only worker, in this process; the pipeline runs in threads."""
+    threads = max(1, setup.plan.threads_per_worker)
+
+    def batches(purpose: str, start: Position) -> Iterator[Batch]:
+        training = purpose == "train"
+        return batches_from_threads(
+            train_recipe if training else val_recipe,
+            setup.train_epoch if training else setup.val_epoch,
+            setup.experiment.train.epochs,
+            start if training else Position(start.epoch, 0),
+            threads=threads,
+            ahead=PREFETCHED_BATCHES,
+        )
+
+    return _train(setup, OneWorker(), channel, batches, train_recipe.sample_ids, lambda _: None)
+
+
+def _train(
+    setup: Setup,
+    strategy: Strategy,
+    channel: Channel,
+    batches: Callable[[str, Position], Iterator[Batch]],
+    sample_ids: Callable[[int, range], list[str]],
+    on_commit: Callable[[dict[str, Any]], None],
+) -> Outcome:
+    experiment = setup.experiment
+    torch.set_num_threads(setup.plan.threads_per_worker)
+    device = _device(setup.plan)
+    learner = build_learner(setup, device)
+    store = CheckpointStore(setup.checkpoints, keep=experiment.checkpoint.keep)
+    log = WorkerLog(channel, strategy.rank, sample_ids if experiment.trace.samples else None)
+    channel.call("place", _place(strategy.rank))
+    progress = _restore(learner, store, log)
+    if strategy.rank == 0:
+        channel.call("begin", progress.position.epoch, progress.steps, strategy.world_size)
+    strategy.barrier()
+    train_batches, val_batches = batches("train", progress.position), batches("val", progress.position)
+    training = Training(
+        experiment=experiment,
+        learner=learner,
+        strategy=strategy,
+        train_epoch=setup.train_epoch,
+        val_epoch=setup.val_epoch,
+        train_batches=train_batches,
+        val_batches=val_batches,
+        to_device=ToDevice(experiment.data, device, channels_last=experiment.train.channels_last),
+        sample_ids=sample_ids,
+        store=store,
+        log=log,
+        identity=setup.identity,
+        on_commit=on_commit,
+        progress=progress,
+    )
+    try:
+        return Outcome(train(training), progress.to_json())
+    except RunError as error:  # it would only repeat itself: ended here, so that Ray does not start the group anew
+        return Outcome("failed", progress.to_json(), error.message, error.details)
+    finally:
+        log.close()
+        for iterator in (train_batches, val_batches):
+            iterator.close()  # type: ignore[attr-defined]
+
+
+def build_learner(setup: Setup, device: torch.device) -> Learner:
+    """The learner before its first step: the same on every worker, from the experiment's seed."""
+    experiment = setup.experiment
+    torch.manual_seed(mix("init", experiment.seed))
+    model = build_model(
+        experiment.model,
+        num_classes=len(setup.classes),
+        channels=experiment.data.channels,
+        image_size=experiment.data.image_size,
+    )
+    return Learner(experiment, model, device)
+
+
+def _restore(learner: Learner, store: CheckpointStore, log: WorkerLog) -> Progress:
+    newest = store.newest(
+        lambda path, reason: log.event(
+            "skipped_checkpoint", f"skipped the damaged checkpoint {path}: {reason}", path=path, reason=reason
+        )
+    )
+    return Progress() if newest is None else learner.restore(newest)
+
+
+def _device(plan: Plan) -> torch.device:
+    if plan.device == "cpu":
+        return torch.device("cpu")
+    if plan.uses_ray:
+        return torch.device(ray.train.torch.get_device())
+    return torch.device("cuda", 0)
+
+
+def _place(rank: int) -> WorkerPlace:
+    node = ray.util.get_node_ip_address() if ray.is_initialized() else socket.gethostname()
+    return WorkerPlace(rank, node, os.getpid(), os.path.realpath("/proc/self/fd/2"))

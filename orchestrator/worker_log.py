@@ -1,0 +1,85 @@
+"""A worker's end of the run log: collects what happens and delivers it from a thread of its own.
+
+So a step never waits for a file or for a remote call; the answer to a delivery says whether the run should stop.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.channel import Channel
+from pipelines.loader import Batch
+
+DELIVERY_INTERVAL_S = 0.25
+
+
+class WorkerLog:
+    """The `Log` of the training loop. Records and events are delivered by rank 0, traces by every rank.
+
+    `sample_ids` names the samples at positions of an epoch; None where nothing is traced.
+    """
+
+    def __init__(
+        self, channel: Channel, rank: int, sample_ids: Callable[[int, range], list[str]] | None
+    ) -> None:
+        self._channel = channel
+        self._rank = rank
+        self._sample_ids = sample_ids
+        self._items: list[tuple[str, dict[str, Any]]] = []
+        self._rows: dict[str, list[Any]] = _no_rows()
+        self._stop = False
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._deliver_often, name="worker-log", daemon=True)
+        if rank == 0:
+            self._thread.start()
+
+    def record(self, record: dict[str, Any]) -> None:
+        if self._rank == 0:
+            self._items.append(("record", record))
+
+    def event(self, name: str, message: str, **fields: Any) -> None:
+        if self._rank == 0:
+            self._items.append(("event", {"name": name, "message": message} | fields))
+            self.deliver()
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+    def trace(self, batch: Batch, step: int, rank: int) -> None:
+        if self._sample_ids is None:
+            return
+        assert batch.crc32 is not None, "a traced run has checksums"
+        count, rows = len(batch.positions), self._rows
+        rows["epoch"] += [batch.epoch] * count
+        rows["step"] += [step] * count
+        rows["rank"] += [rank] * count
+        rows["position"] += batch.positions
+        rows["sample_id"] += self._sample_ids(batch.epoch, batch.positions)
+        rows["pixels_crc32"] += batch.crc32.tolist()
+
+    def commit_trace(self, step: int) -> None:
+        if self._sample_ids is not None:
+            rows, self._rows = self._rows, _no_rows()
+            self._channel.call("trace", self._rank, step, rows)
+
+    def deliver(self) -> None:
+        """Deliver what has been collected, now."""
+        with self._lock:
+            items, self._items = self._items, []
+            self._stop = self._channel.call("add", items) or self._stop
+
+    def close(self) -> None:
+        """Deliver the rest and end the thread."""
+        self._closed.set()
+        if self._rank == 0:
+            self._thread.join()
+            self.deliver()
+
+    def _deliver_often(self) -> None:
+        while not self._closed.wait(DELIVERY_INTERVAL_S):
+            self.deliver()
+
+
+def _no_rows() -> dict[str, list[Any]]:
+    return {"epoch": [], "step": [], "rank": [], "position": [], "sample_id": [], "pixels_crc32": []}

@@ -1,0 +1,175 @@
+"""The Ray Data stages: chunk numbers -> read, decode, augment -> blocks of uint8 pixels. The only list of them.
+
+One operator does all of it on a pool of actors: reading the numbers is fused into it, so that nothing but
+finished blocks passes through the object store. A block is one row, one chunk; `target_max_block_size` of one
+byte makes each leave its task as soon as it is made, neither merged with the next nor cut. Every chunk is a
+fresh array: an array reused between yields would be overwritten while Ray still holds it.
+
+Order: `preserve_order` keeps blocks in the order of their numbers and deals them round-robin to the ranks of
+`streaming_split` (Ray 2.60, OutputSplitter: with preserve_order it ignores locality; the loader checks the
+address of every chunk all the same). Train ignores a dataset's own execution options, hence `OrderedSplit`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.train import DataConfig
+
+from pipelines.layout import Layout, steps_per_chunk
+from pipelines.order import Epoch, Position
+from pipelines.produce import Recipe
+
+MAX_CHUNKS_PER_TASK = 8  # between two tasks the executor leaves an actor idle for about 100 ms
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors that run a stream: how many, and the CPUs that each holds."""
+
+    actors: int
+    cpus_per_actor: float
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All batches of one purpose, from a position to the end of the run.
+
+    `recipe` is a reference to a `Recipe` in the object store, so that every actor shares one copy.
+    """
+
+    recipe: "ray.ObjectRef[Recipe]"
+    epoch: Epoch
+    num_epochs: int
+    start: Position
+    sample_shape: tuple[int, int, int]
+    pool: Pool
+
+    def layout(self, world_size: int) -> Layout:
+        sample_bytes = int(np.prod(self.sample_shape))
+        return Layout(
+            self.epoch,
+            self.num_epochs,
+            self.start,
+            world_size,
+            steps_per_chunk(self.epoch, world_size, sample_bytes),
+        )
+
+    def dataset(self, world_size: int) -> Dataset:
+        """The stream as a dataset of one row a chunk, in the order of the layout."""
+        layout = self.layout(world_size)
+        tasks = _num_tasks(layout.num_chunks, self.pool.actors)
+        dataset = ray.data.read_datasource(
+            _ChunkNumbers(layout.num_chunks),
+            num_cpus=self.pool.cpus_per_actor,
+            override_num_blocks=max(1, tasks),
+        ).map_batches(
+            _Produce,
+            fn_constructor_args=(self.recipe, layout, self.sample_shape),
+            batch_size=1,
+            batch_format="numpy",
+            num_cpus=self.pool.cpus_per_actor,
+            compute=ActorPoolStrategy(size=self.pool.actors),
+        )
+        dataset.context.target_max_block_size = 1
+        return dataset
+
+
+class OrderedSplit(DataConfig):
+    """Splits streams over the workers of a group, in order, for however many workers there are.
+
+    The `datasets` of the trainer are callables that return a `Stream`: Ray calls them anew at each start of
+    the group, which is where a stream's start comes from, and `configure` knows the group's size.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(execution_options=ExecutionOptions(preserve_order=True))
+
+    def configure(  # type: ignore[override]
+        self, datasets: dict[str, Stream], world_size: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        built = {name: stream.dataset(world_size) for name, stream in datasets.items()}
+        return super().configure(built, world_size, *args, **kwargs)
+
+
+class _ChunkNumbers(Datasource):
+    """The numbers 0..n-1, cut into as many read tasks as asked for."""
+
+    def __init__(self, num_chunks: int) -> None:
+        super().__init__()
+        self._num_chunks = num_chunks
+
+    def estimate_inmemory_data_size(self) -> int:
+        return 8 * self._num_chunks
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        bounds = np.linspace(0, self._num_chunks, parallelism + 1).astype(int)
+        return [
+            _read_task(start, stop)
+            for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+            if stop > start
+        ]
+
+
+def _read_task(start: int, stop: int) -> ReadTask:
+    def read() -> Iterable[pa.Table]:
+        yield pa.table({"chunk": np.arange(start, stop)})
+
+    metadata = BlockMetadata(num_rows=stop - start, size_bytes=8 * (stop - start), input_files=None, exec_stats=None)
+    return ReadTask(read, metadata)
+
+
+class _Produce:
+    """The actor: makes the chunks that it is given the numbers of."""
+
+    def __init__(self, recipe: "ray.ObjectRef[Recipe]", layout: Layout, sample_shape: tuple[int, int, int]) -> None:
+        self._fill: Callable[[int], dict[str, np.ndarray]] = ChunkMaker(ray.get(recipe), layout, sample_shape)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        for index in batch["chunk"]:
+            yield {name: values[np.newaxis] for name, values in self._fill(int(index)).items()}
+
+
+@dataclass(frozen=True)
+class ChunkMaker:
+    """Makes chunk number i as arrays: what an actor yields and a loader takes apart.
+
+    Shapes: address (4,) epoch, first step, steps, rank; images (steps_per_chunk, share, H, W, C) uint8;
+    labels and, if the recipe has checksums, crc32 (steps_per_chunk, share). Padding is zero.
+    """
+
+    recipe: Recipe
+    layout: Layout
+    sample_shape: tuple[int, int, int]
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        layout = self.layout
+        chunk = layout.chunk(index)
+        rows = (layout.steps_per_chunk, layout.share)
+        arrays = {
+            "address": np.array([chunk.epoch, chunk.first_step, chunk.num_steps, chunk.rank]),
+            "images": np.zeros((*rows, *self.sample_shape), np.uint8),
+            "labels": np.zeros(rows, np.int64),
+        }
+        if self.recipe.checksums:
+            arrays["crc32"] = np.zeros(rows, np.uint32)
+        for i in range(chunk.num_steps):
+            positions = layout.epoch.share(chunk.first_step + i, chunk.rank, layout.world_size)
+            samples = self.recipe.produce(chunk.epoch, positions)
+            arrays["images"][i, : len(positions)] = samples.images
+            arrays["labels"][i, : len(positions)] = samples.labels
+            if samples.crc32 is not None:
+                arrays["crc32"][i, : len(positions)] = samples.crc32
+        return arrays
+
+
+def _num_tasks(num_chunks: int, actors: int) -> int:
+    """As few tasks as keep every actor busy: up to MAX_CHUNKS_PER_TASK chunks each, at least four an actor."""
+    chunks_per_task = max(1, min(MAX_CHUNKS_PER_TASK, num_chunks // (4 * actors)))
+    return -(-num_chunks // chunks_per_task)

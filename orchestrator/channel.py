@@ -34,7 +34,7 @@ class ActorChannel:
     """The run log is an actor."""
 
     def __init__(self, actor: Any) -> None:
-        self._actor = actor
+        self.actor = actor
 
     def call(self, method: str, *args: Any) -> Any:
-        return ray.get(getattr(self._actor, method).remote(*args), timeout=CALL_TIMEOUT_S)
+        return ray.get(getattr(self.actor, method).remote(*args), timeout=CALL_TIMEOUT_S)

@@ -8,8 +8,8 @@ shallow (Goyal et al. 2017, arXiv:1706.02677, section 5.1). That is why the bloc
 ones of He et al. 2016 (arXiv:1603.05027): there a ReLU follows the last norm, and its gradient at zero is
 zero, for ever.
 
-digits: 99.3 % of a held-out fifth (mean of n=3 seeds, width 32, the recipe of experiments/digits.yaml, random
-one-pixel shifts; torch 2.14.1, 2 CPU threads, November 2026).
+Measured: 99.1 % of a held-out fifth of scikit-learn's digits (mean of n=5 seeds, lowest 98.9) with the recipe
+of experiments/digits.yaml, in 7 s on 2 cores of an EPYC (torch 2.14.1, November 2026).
 """
 
 import math

@@ -1,0 +1,171 @@
+"""The `convoy` command. Every failure ends in one message and an exit code; the traceback is behind --debug.
+
+Exit codes: 0 the run finished or was stopped and committed; 1 it failed; 2 the input cannot work.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.config.experiment import Experiment
+from orchestrator.config.load import dump_experiment, load_experiment
+from orchestrator.config.schema import experiment_schema
+from orchestrator.errors import InputError, RunError
+from orchestrator.run_folder import RunFolder
+
+app = typer.Typer(
+    help="Train convolutional networks on Ray: one experiment file on a laptop and on a cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Target = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, or the folder of a run.")]
+Folder = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/digits.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.epochs=5.")
+]
+
+
+@app.command()
+def train(
+    experiment: Target,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print experiment and plan; start nothing.")] = False,
+) -> None:
+    """Train an experiment, or go on with a run."""
+    if resume and overwrite:
+        raise InputError("--resume, --overwrite: got both, must be one of them. Choose whether to keep what is there.")
+    chosen = _experiment(experiment, overrides or [])
+    # ray takes seconds to import: not before the experiment has been read
+    from orchestrator import launch
+    from orchestrator.explain import explain_plan
+    from orchestrator.live import watching
+
+    if explain:
+        resources = launch.resources_here(chosen)
+        prepared = launch.prepare(chosen, resources)
+        print(dump_experiment(chosen))
+        print(explain_plan(chosen, prepared.plan, prepared.model, resources))
+        return
+    result = launch.run(chosen, resume=resume, overwrite=overwrite, watch=watching)
+    accuracy = f"{result['val_accuracy']:.2%}" if result["val_accuracy"] is not None else "none yet"
+    print(
+        f"{result['status']}: validation accuracy {accuracy} after {result['epochs']} epochs, "
+        f"{result['steps']} steps, {result['wall_s']:.0f} s"
+    )
+    print(f"report: {RunFolder(chosen.run.path).local / 'report.html'}")
+
+
+@app.command()
+def evaluate(
+    run: Folder,
+    newest: Annotated[bool, typer.Option("--newest", help="The newest checkpoint instead of the best.")] = False,
+) -> None:
+    """Evaluate a run's best checkpoint on its validation samples."""
+    folder = _run_folder(run)
+    chosen = _of_run(folder, [])
+    from orchestrator import launch
+    from orchestrator.evaluation import evaluate_run
+
+    figures = evaluate_run(folder, chosen, launch.resources_here(chosen), newest=newest)
+    for line in figures["skipped"]:
+        print(line, file=sys.stderr)
+    print(
+        f"validation accuracy {figures['val_accuracy']:.2%}, loss {figures['val_loss']:.4f} "
+        f"on {figures['samples']} samples, checkpoint of step {figures['step']}"
+    )
+
+
+@app.command()
+def report(run: Folder) -> None:
+    """Write report.html of a run: one file that needs no network."""
+    from orchestrator.report.build import write_report
+
+    folder = _run_folder(run)
+    print(f"report: {write_report(folder.local)}")
+    folder.upload()
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of experiment files, for editors."""
+    print(json.dumps(experiment_schema(), indent=2))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"convoy {version('convoy-train')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train convolutional networks on Ray: one experiment file on a laptop and on a cluster."""
+    del debug, show_version
+
+
+def _experiment(target: str, overrides: Sequence[str]) -> Experiment:
+    """The experiment of a file, or of a run whose folder is given."""
+    if "://" in target or Path(target).is_dir():
+        return _of_run(_run_folder(target), overrides)
+    return load_experiment(target, overrides)
+
+
+def _run_folder(path: str) -> RunFolder:
+    folder = RunFolder(path)
+    if not folder.has_run:
+        raise InputError(f"RUN: got {path}, which holds no run (no experiment.yaml). Give a folder such as runs/digits.")
+    return folder
+
+
+def _of_run(folder: RunFolder, overrides: Sequence[str]) -> Experiment:
+    """A run's own experiment; the folder is where it lies now, whatever it was called then."""
+    return load_experiment(str(folder.local / "experiment.yaml"), [*overrides, f"run.folder={json.dumps(folder.path)}"])
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        app(args=arguments, standalone_mode=False)
+    except (InputError, RunError) as error:
+        if debug:
+            raise
+        print(f"convoy: {error}", file=sys.stderr)
+        _leave(error.exit_code)
+    except Exception as error:
+        _leave(_foreign(error, debug=debug))
+    _leave(0)
+
+
+def _foreign(error: Exception, *, debug: bool) -> int:
+    """The exit code of an error that is not ours: a usage error of the command line, or a defect."""
+    if hasattr(error, "exit_code") and hasattr(error, "show"):
+        error.show()
+        return int(error.exit_code)
+    if debug:
+        raise error
+    print(f"convoy: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+    return 1
+
+
+def _leave(code: int) -> Any:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(code) if code else SystemExit(os.EX_OK)

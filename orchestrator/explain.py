@@ -1,0 +1,45 @@
+"""The plan as text, for `convoy train --explain`."""
+
+from orchestrator.config.experiment import Experiment
+from orchestrator.plan import ModelSize, Plan, Resources
+
+
+def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources: Resources) -> str:
+    """What would run where, in lines of `name: value`; the warnings last."""
+    where = "in this process, without Ray" if not plan.uses_ray else f"{_workers(plan)}, all-reduce"
+    kind = "GPU" if plan.device == "cuda" else "CPU"
+    lines = {
+        "resources": f"{resources.cpus} CPUs, {resources.gpus} GPUs, {resources.nodes} nodes",
+        "training": f"{where}; on {kind}, {plan.threads_per_worker} threads each",
+        "global batch": f"{experiment.train.global_batch}: {plan.share} samples a worker and step",
+        "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in all; evaluation {plan.val_steps}",
+        "pipeline": _pipeline(plan),
+        "model": f"{model.num_parameters:,} weights, {model.flops_per_sample / 1e6:,.1f} MFLOP an image forward",
+        "memory a worker": (
+            f"{_mib(plan.weights_bytes)} weights, gradients and state + {_mib(plan.activations_bytes)} activations "
+            f"+ {_mib(plan.prefetch_bytes)} prefetched (estimate)"
+        ),
+        "run folder": experiment.run.path,
+    }
+    width = max(map(len, lines))
+    text = [f"{name:<{width}}  {value}" for name, value in lines.items()]
+    return "\n".join(text + [f"warning: {warning}" for warning in plan.warnings])
+
+
+def _workers(plan: Plan) -> str:
+    if plan.min_workers != plan.workers:
+        return f"{plan.min_workers} to {plan.workers} Ray Train workers"
+    return f"{plan.workers} Ray Train worker{'s' if plan.workers > 1 else ''}"
+
+
+def _pipeline(plan: Plan) -> str:
+    if not plan.uses_ray:
+        return f"{plan.threads_per_worker} threads"
+    return (
+        f"{plan.train_actors} actors for training, {plan.val_actors} for validation, {plan.cpus_per_actor} CPU each; "
+        f"workers {plan.cpus_per_worker} CPU each; chunks of {plan.steps_per_chunk} steps"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

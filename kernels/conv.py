@@ -1,7 +1,7 @@
 """The one entry to convolution: which algorithm computes it is an argument.
 
-An algorithm is one file of this folder and one row of `ALGORITHMS`. It has the signature of torch's own conv2d, raises
-`UnsupportedShape` for what it does not do, and is never replaced silently by another.
+An algorithm is one file of this folder and one row of `ALGORITHMS`. It has the signature of torch's own
+conv2d, raises `UnsupportedShape` for what it does not do, and is never replaced silently by another.
 """
 
 from typing import Protocol

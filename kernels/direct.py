@@ -2,8 +2,9 @@
 
     y[n, k, i, j] = sum over c, r, s of x[n, c, i * stride + r * dilation - padding, ...] * w[k, c, r, s]
 
-One step for each filter position (r, s): all products with that one value of the filter, summed over c. Made to be
-read, not to be fast: it passes over the images R * S times. fp16 and bf16 are summed in fp32 and rounded once.
+One step for each filter position (r, s): all products with that one value of the filter, summed over c. Made
+to be read, not to be fast: it passes over the images R * S times. fp16 and bf16 are summed in fp32 and
+rounded once.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from kernels.shapes import ConvShape, IntOrPair
 
@@ -31,7 +32,7 @@ def conv2d(
     Shapes: input (N, C, H, W), weight (K, C / groups, R, S), bias (K,) -> (N, K, H', W').
     """
     shape = ConvShape.of(input, weight, stride, padding, dilation, groups)
-    output: Tensor = _Direct.apply(input, weight, shape)  # type: ignore[no-untyped-call]
+    output: Tensor = _Direct.apply(input, weight, shape)
     return output if bias is None else output + bias.view(1, -1, 1, 1)
 
 

@@ -1,7 +1,7 @@
 """What a convolution is: its sizes, and what they cost in arithmetic and memory.
 
-Letters follow Lavin & Gray (arXiv:1509.09308): N batch, C input channels, K output channels, H W image, R S filter.
-Every algorithm of this folder takes its sizes from a `ConvShape`, and so does the table that chooses between them.
+Letters follow Lavin & Gray (arXiv:1509.09308): N batch, C input channels, K output channels, H W image, R S
+filter. Every algorithm of this folder takes its sizes from a `ConvShape`.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class UnsupportedShape(ValueError):
 class ConvShape:
     """The sizes of one convolution, in the numbers that decide how fast it can be.
 
-    `stride`, `dilation`: (rows, columns). `padding`: zeros added ((top, bottom), (left, right)); the sides differ for
-    padding="same" with an even filter.
+    `stride`, `dilation`: (rows, columns). `padding`: zeros added, ((top, bottom), (left, right)); the sides
+    differ for padding="same" with an even filter.
     Raises: ValueError if no such convolution exists.
     """
 
@@ -54,8 +54,8 @@ class ConvShape:
                 )
         if self.out_h < 1 or self.out_w < 1:
             raise ValueError(
-                f"h, w: got {self.h} x {self.w}, must hold a filter of {self.r} x {self.s} at padding={self.padding} "
-                f"and dilation={self.dilation}. Use a smaller filter or more padding."
+                f"h, w: got {self.h} x {self.w}, must hold a filter of {self.r} x {self.s} at "
+                f"padding={self.padding} and dilation={self.dilation}. Use a smaller filter or more padding."
             )
 
     @classmethod
@@ -75,16 +75,16 @@ class ConvShape:
         """
         if input.dim() != 4 or weight.dim() != 4:
             raise ValueError(
-                f"input, weight: got {input.dim()} and {weight.dim()} dimensions, must be 4 each: (N, C, H, W) and "
-                "(K, C / groups, R, S). Add the dimensions of size 1."
+                f"input, weight: got {input.dim()} and {weight.dim()} dimensions, must be 4 each: "
+                "(N, C, H, W) and (K, C / groups, R, S). Add the dimensions of size 1."
             )
         n, c, h, w = input.shape
         k, c_group, r, s = weight.shape
         _check_at_least(1, "groups", groups)
         if c != c_group * groups:
             raise ValueError(
-                f"weight: got {c_group} input channels a group, must be input channels / groups = {c} / {groups}. "
-                f"Use a weight of shape ({k}, {c // groups}, {r}, {s}) or other groups."
+                f"weight: got {c_group} input channels a group, must be C / groups = {c} / {groups}. "
+                "Use a weight of shape (K, C / groups, R, S)."
             )
         stride, dilation = pair(stride), pair(dilation)
         sides = _padding(padding, (r, s), stride, dilation)
@@ -100,7 +100,8 @@ class ConvShape:
         """
         if conv.padding_mode != "zeros":
             raise UnsupportedShape(
-                f"padding_mode: got {conv.padding_mode!r}, must be 'zeros'. Pad the input before the convolution."
+                f"padding_mode: got {conv.padding_mode!r}, must be 'zeros'. "
+                "Pad the input before the convolution."
             )
         options: dict[str, Any] = {
             name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")
@@ -163,7 +164,10 @@ class ConvShape:
 
 def pair(value: IntOrPair) -> Pair:
     """(value, value) for one number."""
-    return (value, value) if isinstance(value, int) else value
+    if isinstance(value, int):
+        return value, value
+    rows, columns = value
+    return rows, columns
 
 
 def _padding(padding: IntOrPair | str, filter_size: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
@@ -172,7 +176,8 @@ def _padding(padding: IntOrPair | str, filter_size: Pair, stride: Pair, dilation
     if padding == "same":
         if stride != (1, 1):
             raise ValueError(
-                f"padding: got 'same' with stride={stride}, must be with stride 1. Give the padding as numbers."
+                f"padding: got 'same' with stride={stride}, must be with stride 1. "
+                "Give the padding as numbers."
             )
         rows, columns = (step * (size - 1) for size, step in zip(filter_size, dilation, strict=True))
         return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)

@@ -41,7 +41,12 @@ def evaluate_run(
     learner = build_learner(setup, device)
     learner.restore(snapshot)
     batches = batches_from_threads(
-        prepared.recipe(False), setup.val_epoch, 1, Position(0, 0), threads=prepared.plan.threads_per_worker, ahead=8
+        prepared.recipe(False),
+        setup.val_epoch,
+        1,
+        Position(0, 0),
+        threads=prepared.plan.threads_per_worker,
+        ahead=8,
     )
     to_device = ToDevice(alone.data, device, channels_last=alone.train.channels_last)
     sums = evaluate(learner, OneWorker(), batches, setup.val_epoch, to_device)

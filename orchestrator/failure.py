@@ -1,8 +1,8 @@
 """What to do when a run fails: pure decisions, one budget for each cause.
 
-    worker died or raised            -> cause `workers`: Ray Train starts the group anew (max_failures)
-    group or process group not set up -> cause `setup`: Ray gives up, so `launch` fits again under the same name
-    node preempted                   -> costs nothing
+worker died or raised            -> cause `workers`: Ray Train starts the group anew (max_failures)
+group or process group not set up -> cause `setup`: Ray gives up, so `launch` fits again under the same name
+node preempted                   -> costs nothing
 """
 
 from dataclasses import dataclass

@@ -126,7 +126,9 @@ def resources_here(experiment: Experiment) -> Resources:
     if ray.is_initialized():
         total = ray.cluster_resources()
         nodes = sum(node["Alive"] for node in ray.nodes())
-        return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes, int(total.get("memory", 0)))
+        return Resources(
+            int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes, int(total.get("memory", 0))
+        )
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     del experiment
     return Resources(len(os.sched_getaffinity(0)), gpus)
@@ -158,7 +160,9 @@ def _check_folder(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
             "or give this run another name by run.name=NAME."
         )
     if resume and not folder.has_run:
-        raise InputError(f"run.folder: {folder.path} holds no run to --resume. Leave --resume out to start one.")
+        raise InputError(
+            f"run.folder: {folder.path} holds no run to --resume. Leave --resume out to start one."
+        )
 
 
 def _check_identity(folder: RunFolder, prepared: Prepared) -> None:
@@ -184,8 +188,13 @@ def _connected_to_ray() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with contextlib.redirect_stderr(Path(os.devnull).open("w")):  # noqa: SIM115
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, ignore_reinit_error=True)
+    with contextlib.redirect_stderr(Path(os.devnull).open("w")):
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False,
+            ignore_reinit_error=True,
+        )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -208,12 +217,14 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         uses_ray = self._prepared.plan.uses_ray
-        channel: Channel = self._start_log_actor() if uses_ray else DirectChannel(RunLog(self._folder, self._budget))
+        channel: Channel = (
+            self._start_log_actor() if uses_ray else DirectChannel(RunLog(self._folder, self._budget))
+        )
         error: RunError | None = None
         outcome: Outcome | None = None
         with _stopping(channel), self._watch(channel, self._prepared.plan, self._prepared.experiment):
             try:
-                outcome = self._train_in_group(channel) if uses_ray else self._train_here(channel)
+                outcome = train()
                 if outcome.error is not None:
                     error = RunError(outcome.error, **(outcome.details or {}))
             except RunError as failure:
@@ -343,7 +354,7 @@ class _StreamFactory:
         return self.group.stream(self.purpose, start)
 
 
-class _ReportFailures(ray.train.UserCallback):  # type: ignore[misc]
+class _ReportFailures(ray.train.UserCallback):
     """Runs in Ray Train's controller: tells the run log which workers failed and how."""
 
     def __init__(self, channel: ActorChannel) -> None:
@@ -405,7 +416,10 @@ def _why(reason: str, failures: list[dict[str, Any]]) -> str:
     places = last["places"]
     where = "; ".join(f"rank {place.rank} on node {place.node}, process {place.pid}" for place in places)
     error = last["error"].strip().splitlines()
-    parts = [f"The run gave up: {reason}.", f"The last failure: {where + ': ' if where else ''}{error[-1] if error else ''}"]
+    parts = [
+        f"The run gave up: {reason}.",
+        f"The last failure: {where + ': ' if where else ''}{error[-1] if error else ''}",
+    ]
     for place in places:
         if tail := _tail(place.log):
             parts.append(f"The log of rank {place.rank} ends:\n{tail}")

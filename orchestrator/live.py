@@ -63,7 +63,13 @@ def _table(view: View, plan: Plan, experiment: Experiment, elapsed_s: float) -> 
     cells = row(view, plan, experiment)
     table.add_row(*cells.values())
     done = view.step["step"] if view.step else 0
-    state = f"starting, {elapsed_s:.0f} s" if view.step is None else "stopping after this step" if view.stopping else ""
+    state = (
+        f"starting, {elapsed_s:.0f} s"
+        if view.step is None
+        else "stopping after this step"
+        if view.stopping
+        else ""
+    )
     bar = ProgressBar(total=plan.total_steps, completed=done, width=72)
     restarts = f"{view.restarts} restarts  " if view.restarts else ""
     return Group(table, bar, Text(f"{restarts}{state}", style="dim"))
@@ -83,7 +89,9 @@ def _print_lines(
         new_epoch = view.epoch["epoch"] if view.epoch else None
         if new_epoch != epoch or (view.step and time.time() - printed_at > LINE_EVERY_S):
             epoch, printed_at = new_epoch, time.time()
-            print("  ".join(f"{name} {cell}" for name, cell in row(view, plan, experiment).items()), flush=True)
+            print(
+                "  ".join(f"{name} {cell}" for name, cell in row(view, plan, experiment).items()), flush=True
+            )
         if last:
             return
         ended.wait(REFRESH_S)

@@ -12,6 +12,7 @@ from pipelines.order import Epoch
 
 BYTES_PER_WEIGHT = 4
 PIPELINE_SHARE = 0.25  # of the CPUs, where training itself runs on them
+READ_TASKS = 2  # each of the two streams has one task that reads chunk numbers, beside its actors
 PREFETCHED_CHUNKS = 2  # a worker holds so many chunks beside the one it is on
 PREFETCHED_BATCHES = 8  # without Ray: batches that threads make ahead
 
@@ -125,8 +126,8 @@ class _Pool:
 def _pipeline_pool(resources: Resources, workers: int, *, use_gpu: bool) -> _Pool:
     """Split the CPUs. With GPUs a worker holds one CPU and the pipeline the rest; else the pipeline has a share.
 
-    The actors' claims never exceed what workers leave: Ray Data waits for ever, without a word, for a CPU that
-    never comes free.
+    The claims of actors and read tasks never exceed what workers leave: Ray Data waits for ever, without a word,
+    for a CPU that never comes free.
     """
     pipeline = resources.cpus * PIPELINE_SHARE
     if use_gpu and resources.cpus > workers:
@@ -138,7 +139,7 @@ def _pipeline_pool(resources: Resources, workers: int, *, use_gpu: bool) -> _Poo
         cpus_per_worker=_floor_to_hundredth((resources.cpus - pipeline) / workers),
         train_actors=train_actors,
         val_actors=val_actors,
-        cpus_per_actor=_floor_to_hundredth(pipeline / (train_actors + val_actors)),
+        cpus_per_actor=_floor_to_hundredth(pipeline / (train_actors + val_actors + READ_TASKS)),
     )
 
 

@@ -20,7 +20,14 @@ from pyarrow import fs
 
 from orchestrator.errors import InputError
 
-SMALL_FILES = ("experiment.yaml", "metrics.jsonl", "events.jsonl", "result.json", "report.html", "trace.parquet")
+SMALL_FILES = (
+    "experiment.yaml",
+    "metrics.jsonl",
+    "events.jsonl",
+    "result.json",
+    "report.html",
+    "trace.parquet",
+)
 REMOTE_LOCK_STALE_S = 120.0
 
 

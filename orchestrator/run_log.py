@@ -75,13 +75,21 @@ class RunLog:
             cause = self._unanswered["cause"]
             count = sum(failure["cause"] == cause for failure in self._failures)
             budget = self._budget.get(cause)
-            self.event("restart", f"restart {count} after a failure of {cause}", cause=cause, count=count, budget=budget)
+            self.event(
+                "restart",
+                f"restart {count} after a failure of {cause}",
+                cause=cause,
+                count=count,
+                budget=budget,
+            )
             self._unanswered = None
         if before and before != workers:
             self.event("resize", f"{before} workers became {workers}", workers_before=before, workers=workers)
         self._drop_trace(step)
         where = f"epoch {epoch}, step {step}"
-        self.event("start", f"training on {workers} workers from {where}", epoch=epoch, step=step, workers=workers)
+        self.event(
+            "start", f"training on {workers} workers from {where}", epoch=epoch, step=step, workers=workers
+        )
         return self._attempt
 
     def place(self, worker: WorkerPlace) -> None:

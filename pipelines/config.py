@@ -70,7 +70,8 @@ class PipelineConfig(BaseModel):
     """Where the samples come from and what is done to them.
 
     `train`, `val`: a source: `digits`, `imagefolder:PATH` or `tar:PATH`, class folders inside.
-    `image_size`: pixels a side; an image of another size is scaled by its short side and cropped in the centre.
+    `image_size`: pixels a side; an image of another size is scaled by its short side and cropped in the
+        centre.
     `channels`: 1 grey, 3 RGB.
     `augment`: in order of execution; those that draw nothing (normalize) are applied in evaluation too.
     """
@@ -92,12 +93,13 @@ class PipelineConfig(BaseModel):
             if isinstance(augmentation, Normalize):
                 if index != len(self.augment) - 1:
                     raise ValueError(
-                        f"augment.{index}: got normalize as number {index + 1} of {len(self.augment)}, must be "
-                        "the last, because pixels stay uint8 until the device. Move it to the end of the list."
+                        f"augment.{index}: got normalize as number {index + 1} of {len(self.augment)}, "
+                        "must be the last, because pixels stay uint8 until the device. "
+                        "Move it to the end of the list."
                     )
                 if len(augmentation.mean) != self.channels:
                     raise ValueError(
-                        f"augment.{index}.normalize.mean: got {len(augmentation.mean)} values, must be one for each "
-                        f"of data.channels={self.channels}. Give as many values as channels."
+                        f"augment.{index}.normalize.mean: got {list(augmentation.mean)}, must have one value "
+                        f"for each of data.channels={self.channels}. Give as many values as channels."
                     )
         return self

@@ -32,7 +32,7 @@ def decode(content: bytes | Pixels, image_size: int, channels: int) -> Pixels:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UndecodableImage(str(error)) from error
     pixels: Any = np.asarray(_fit(_convert(image, channels), image_size))
-    return pixels.reshape(image_size, image_size, channels)  # type: ignore[no-any-return]
+    return pixels.reshape(image_size, image_size, channels)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:

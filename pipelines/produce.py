@@ -53,7 +53,9 @@ class Recipe:
                 ) from error
         if self.training:
             images = self._augment(images, epoch, indices)
-        checksums = np.array([zlib.crc32(image) for image in images], np.uint32) if self.checksums else None
+        checksums = (
+            np.array([zlib.crc32(image.tobytes()) for image in images], np.uint32) if self.checksums else None
+        )
         return Samples(images, listing.labels[indices], checksums)
 
     def indices(self, epoch: int, positions: range) -> NDArray[np.int64]:

@@ -54,7 +54,9 @@ class Listing:
 class Source(Protocol):
     """Samples by index."""
 
-    listing: Listing
+    @property
+    def listing(self) -> Listing:
+        """Which samples there are."""
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         """One sample: an encoded file, or (h, w, c) pixels."""
@@ -68,7 +70,9 @@ def open_source(spec: str, split: Split) -> Source:
     kind, _, path = spec.partition(":")
     if kind not in SOURCES or (kind != "digits") != bool(path):
         forms = ", ".join(name if name == "digits" else f"{name}:PATH" for name in SOURCES)
-        raise ValueError(f"got {spec!r}, must be one of {forms}. Write the kind of source, a colon and its path.")
+        raise ValueError(
+            f"got {spec!r}, must be one of {forms}. Write the kind of source, a colon and its path."
+        )
     return SOURCES[kind](path, split)
 
 
@@ -106,7 +110,9 @@ def _open_digits(path: str, split: Split) -> Digits:
     held_out = round(count / 5) + 1
     chosen = np.sort(shuffled[:held_out] if split == "val" else shuffled[held_out:])
     pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
-    ids = pa.array([f"{label}/{index:04d}" for index, label in zip(chosen, digits.target[chosen], strict=True)])
+    ids = pa.array(
+        [f"{label}/{index:04d}" for index, label in zip(chosen, digits.target[chosen], strict=True)]
+    )
     classes = tuple(str(label) for label in range(10))
     del path
     return Digits(Listing(classes, ids, digits.target[chosen].astype(np.int64)), pixels[..., np.newaxis])
@@ -171,9 +177,13 @@ def _open_tar(path: str, split: Split) -> TarFile:
         raise ValueError(f"there is no file {file}. Give an uncompressed tar with one folder for each class.")
     try:
         with tarfile.open(file, "r:") as archive:
-            found = [(member.name, (member.offset_data, member.size)) for member in archive if member.isfile()]
+            found = [
+                (member.name, (member.offset_data, member.size)) for member in archive if member.isfile()
+            ]
     except tarfile.ReadError as error:
-        raise ValueError(f"{file} is no uncompressed tar ({error}). Unpack a compressed one first.") from error
+        raise ValueError(
+            f"{file} is no uncompressed tar ({error}). Unpack a compressed one first."
+        ) from error
     listing, places = _list(str(file), found)
     places_array = np.array([place for _, place in places], np.int64)
     return TarFile(listing, str(file), places_array[:, 0], places_array[:, 1])

@@ -1,6 +1,6 @@
 """The Ray Data stages: chunk numbers -> read, decode, augment -> blocks of uint8 pixels. The only list of them.
 
-One operator does all of it on a pool of actors: reading the numbers is fused into it, so that nothing but
+One operator does all of it on a pool of actors, fed by tasks that make the numbers; nothing but numbers and
 finished blocks passes through the object store. A block is one row, one chunk; `target_max_block_size` of one
 byte makes each leave its task as soon as it is made, neither merged with the next nor cut. Every chunk is a
 fresh array: an array reused between yields would be overwritten while Ray still holds it.
@@ -91,9 +91,7 @@ class OrderedSplit(DataConfig):
     def __init__(self) -> None:
         super().__init__(execution_options=ExecutionOptions(preserve_order=True))
 
-    def configure(  # type: ignore[override]
-        self, datasets: dict[str, Stream], world_size: int, *args: Any, **kwargs: Any
-    ) -> Any:
+    def configure(self, datasets: dict[str, Stream], world_size: int, *args: Any, **kwargs: Any) -> Any:
         built = {name: stream.dataset(world_size) for name, stream in datasets.items()}
         return super().configure(built, world_size, *args, **kwargs)
 
@@ -121,14 +119,18 @@ def _read_task(start: int, stop: int) -> ReadTask:
     def read() -> Iterable[pa.Table]:
         yield pa.table({"chunk": np.arange(start, stop)})
 
-    metadata = BlockMetadata(num_rows=stop - start, size_bytes=8 * (stop - start), input_files=None, exec_stats=None)
+    metadata = BlockMetadata(
+        num_rows=stop - start, size_bytes=8 * (stop - start), input_files=None, exec_stats=None
+    )
     return ReadTask(read, metadata)
 
 
 class _Produce:
     """The actor: makes the chunks that it is given the numbers of."""
 
-    def __init__(self, recipe: "ray.ObjectRef[Recipe]", layout: Layout, sample_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, recipe: "ray.ObjectRef[Recipe]", layout: Layout, sample_shape: tuple[int, int, int]
+    ) -> None:
         self._fill: Callable[[int], dict[str, np.ndarray]] = ChunkMaker(ray.get(recipe), layout, sample_shape)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

@@ -43,7 +43,7 @@ class Allowed:
         self.definitions: dict[str, Schema] = schema["$defs"]
 
     def find(self, loc: Path, value: Any) -> Place:
-        """Turn a pydantic `loc` into a place. In a loc, the kinds of unions stand between keys and indexes."""
+        """Turn a pydantic `loc`, where kinds of unions stand between keys and indexes, into a place."""
         place = Place((), value, self.root)
         for part in loc:
             place = self._step(place, part)
@@ -52,13 +52,16 @@ class Allowed:
     def _step(self, place: Place, part: str | int) -> Place:
         allowed, value = self._resolve(place.allowed or {}), place.value
         if kinds := self.kinds(allowed):
+            named = value.get("name", MISSING) if isinstance(value, dict) else MISSING
+            if part not in kinds and isinstance(named, str) and named in kinds:
+                return self._step(self._step(place, named), part)  # our own validators name no kind
             if part not in kinds:
                 return Place((*place.path, part), _get(value, part), None)
-            shorthand = not (isinstance(value, dict) and "name" in value)
+            shorthand = named is MISSING
             path, value = ((*place.path, part), _get(value, part)) if shorthand else (place.path, value)
             return Place(path, value, {**kinds[part], "kind": part, "kinds": kinds})
         if members := allowed.get("anyOf", allowed.get("oneOf")):
-            kind = _TYPES.get(type(value))
+            kind = next((name for form, name in _TYPES.items() if isinstance(value, form)), "scalar")
             fitting = [m for m in map(self._resolve, members) if m.get("type") == kind]
             if not fitting or (kind == "array" and isinstance(part, str)):
                 return place  # the part is the tag of a member, or a field that a shorthand stands for
@@ -101,7 +104,8 @@ class Allowed:
         if kinds := self.kinds(allowed):
             return f"a section with a name, {either(kinds)}, and its settings"
         if members := allowed.get("anyOf", allowed.get("oneOf")):
-            return either(self.words(member) for member in members)
+            inner = [list(map(str, choices(member))) or [self.words(member)] for member in members]
+            return either(word for words in inner for word in words)
         if names := choices(allowed):
             return either(str(name) for name in names)
         return self._words_of_type(allowed)

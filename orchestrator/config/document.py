@@ -65,12 +65,12 @@ def read(text: str, filename: str) -> Document:
             document.value = _Reader(document).build(node, (), 0)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        message = f"cannot be read as YAML: the character U+{error.character:04X} is not allowed. Remove it."
+        message = f"cannot be read as YAML: it holds the character U+{error.character:04X}. Remove it."
         document.mistakes[()] = Mistake("", f"{filename}:{line}", message)
     except yaml.MarkedYAMLError as error:
         document.mistakes[()] = Mistake("", *_explain(error, filename))
     except (ValueError, OverflowError) as error:
-        # What chr() and int() say of an escape like "\UFFFFFFFF" or a very long %YAML directive comes through.
+        # What chr() and int() say of an escape like "\UFFFFFFFF" or a very long %YAML directive.
         document.mistakes[()] = Mistake("", filename, f"cannot be read as YAML: {error}.")
     return document
 
@@ -83,6 +83,7 @@ def plain(text: str) -> Any:
 def _explain(error: yaml.MarkedYAMLError, filename: str) -> tuple[str, str]:
     mark = error.problem_mark or error.context_mark
     problem = str(error.problem or error.context)
+    problem = problem.replace("'<stream end>'", "the end").replace("<block end>", "the end of the section")
     hint = " Indent with spaces, not tabs." if "\\t" in problem else ""
     location = f"{filename}:{mark.line + 1}:{mark.column + 1}" if mark else filename
     return location, f"cannot be read as YAML: {problem}.{hint}"
@@ -99,7 +100,7 @@ def _scalar(tag: str, text: str) -> Any:
             raise ValueError(f"got {show(text)}, must be text; half of a surrogate pair is no character.")
         return text
     if tag not in _PLAIN or tag == f"{_CORE}merge":
-        raise ValueError(f"got the tag {tag}, must be a plain value. Remove the tag.")
+        raise ValueError(_refused_tag(tag))
     if not _PLAIN[tag].match(text):
         raise ValueError(f"got {show(text)}, must be what its tag !!{kind} says. Remove the tag.")
     if kind == "null":
@@ -107,6 +108,10 @@ def _scalar(tag: str, text: str) -> Any:
     if kind == "bool":
         return text.lower() == "true"
     return _number(kind, text)
+
+
+def _refused_tag(tag: str) -> str:
+    return f"got the tag {tag.replace(_CORE, '!!')}, must be a plain value. Remove the tag."
 
 
 def _number(kind: str, text: str) -> int | float:
@@ -152,7 +157,7 @@ class _Reader:
             if isinstance(node, yaml.ScalarNode):
                 return _scalar(node.tag, node.value)
             if node.tag not in (f"{_CORE}map", f"{_CORE}seq") or isinstance(node.value, str):
-                raise ValueError(f"got the tag {node.tag}, must be a plain value. Remove the tag.")
+                raise ValueError(_refused_tag(node.tag))
         except ValueError as error:
             self.document.refuse(path, str(error), line)
             return None

@@ -40,7 +40,7 @@ class RunConfig(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,
-        title="at most 100 letters, digits, dots, dashes and underscores, a letter or digit first",
+        title="text of at most 100 letters, digits, dots, dashes and underscores, a letter or digit first",
     )
     folder: str = "auto"
 
@@ -94,7 +94,7 @@ OptimizerConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")
 
 
 class CosineConfig(Section):
-    """Linear warm-up over `warmup_epochs`, then half a cosine from the optimizer's rate to `final` times it."""
+    """Linear warm-up over `warmup_epochs`, then half a cosine from the optimizer's rate to `final` of it."""
 
     name: Literal["cosine"] = "cosine"
     warmup_epochs: float = Field(default=0.0, ge=0.0)
@@ -125,8 +125,8 @@ class TrainConfig(Section):
 
     `epochs`: passes over the training samples.
     `global_batch`: samples all workers together consume in a step; it stays the same whatever their number.
-    `accumulate`: parts that a worker's share of a step is computed in, to save memory; the numbers stay the same
-        but for models with batch statistics.
+    `accumulate`: parts that a worker's share of a step is computed in, to save memory; the numbers stay the
+        same but for models with batch statistics.
     `label_smoothing`: Szegedy et al. 2016 (arXiv:1512.00567), section 7.
     `clip_grad_norm`: the largest 2-norm of all gradients together; 0 is off.
     `ema_decay`: an average of the weights, w_avg <- decay * w_avg + (1 - decay) * w after each step, is
@@ -150,7 +150,8 @@ class TrainConfig(Section):
     def _check(self) -> "TrainConfig":
         if self.schedule.warmup_epochs > self.epochs:
             raise ValueError(
-                f"schedule.warmup_epochs: got {self.schedule.warmup_epochs}, must be <= train.epochs={self.epochs}."
+                f"schedule.warmup_epochs: got {self.schedule.warmup_epochs:g}, must be <= "
+                f"train.epochs={self.epochs}. Warm up for fewer epochs or train for more."
             )
         return self
 
@@ -177,7 +178,7 @@ Precision = Annotated[
     BeforeValidator(_precision_shorthand, json_schema_input_type=PrecisionName | PrecisionConfig),
 ]
 
-# A number, or [min, max]. The tags keep pydantic from reporting one mistake once for each member of the union.
+# A number, or [min, max]. The tags keep pydantic from reporting a mistake once for each member of the union.
 Workers = Annotated[
     Annotated[int, Field(ge=0), Tag("number")]
     | Annotated[
@@ -193,8 +194,8 @@ Workers = Annotated[
 class SyncConfig(Section):
     """Synchronous data parallelism: every step is the step of the whole global batch.
 
-    `workers`: processes to train in, one a GPU where there are GPUs. 0 trains in the calling process, without Ray.
-        [min, max] lets the run shrink and grow with the cluster between checkpoints.
+    `workers`: processes to train in, one a GPU where there are GPUs. 0 trains in the calling process, without
+        Ray. [min, max] lets the run shrink and grow with the cluster between checkpoints.
     """
 
     name: Literal["sync"] = "sync"
@@ -219,8 +220,8 @@ class SyncConfig(Section):
 class CheckpointConfig(Section):
     """When to commit the state of a run, and what to keep.
 
-    `every_steps`: optimizer steps between commits inside an epoch; 0 commits only at the end of each epoch, where a
-        run always commits.
+    `every_steps`: optimizer steps between commits inside an epoch; 0 commits only at the end of each epoch,
+        where a run always commits.
     `keep`: the newest commits to keep, beside the best by validation accuracy.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from orchestrator.config.allowed import MISSING, Allowed, Place, choices
+from orchestrator.config.allowed import Allowed, Place, choices
 from orchestrator.config.document import Document
 from orchestrator.config.mistake import Mistake, Path, did_you_mean, dotted, either, show
 from orchestrator.config.schema import experiment_schema
@@ -63,6 +63,8 @@ def _wrong(place: Place, allowed: Allowed) -> str:
     message = f"got {show(place.value)}, must be {allowed.words(wanted)}"
     if place.value is None and "default" in wanted:
         return f"{message}. Leave it out for the default."
+    if wanted.get("type") == "string" and isinstance(place.value, bool | int | float):
+        return f'{message}. In quotes it is text: "{show(place.value)}".'
     if not isinstance(place.value, str):
         return f"{message}."
     names = [*allowed.kinds(wanted), *(name for member in _members(wanted) for name in choices(member))]
@@ -93,25 +95,29 @@ def _nest(names: list[str]) -> str:
 
 
 def _without_kind(place: Place, allowed: Allowed) -> tuple[Path, str]:
-    """Explain a section whose `name` is missing or unknown, shorthand forms included."""
+    """Explain a section whose `name` is missing or unknown."""
     kinds, value = allowed.kinds(place.allowed or {}), place.value
     if not isinstance(value, dict):
         return place.path, _wrong(place, allowed)
-    shorthand = "anyOf" in (place.allowed or {})
     if "name" in value:
         name = value["name"]
         near = did_you_mean(name, kinds) if isinstance(name, str) else "."
         return (*place.path, "name"), f"got {show(name)}, must be {either(kinds)}{near}"
-    if not shorthand:
-        return (*place.path, "name"), f"missing; must be {either(kinds)}."
-    first, *rest = value or [""]
-    if not rest and first not in kinds and value:
-        return (*place.path, first), f"unknown, must be {either(kinds)}{did_you_mean(first, kinds)}"
-    for extra in rest if first in kinds else ():
+    if "anyOf" in (place.allowed or {}):
+        return _wrong_shorthand(place, list(kinds), allowed)
+    return (*place.path, "name"), f"missing; must be {either(kinds)}."
+
+
+def _wrong_shorthand(place: Place, kinds: list[str], allowed: Allowed) -> tuple[Path, str]:
+    """Explain an entry that should be `{NAME: {options}}`, found with another name or with several."""
+    names = list(place.value)
+    if len(names) == 1 and names[0] not in kinds:
+        near = did_you_mean(names[0], kinds)
+        return (*place.path, names[0]), f"unknown, must be {either(kinds)}{near}"
+    if len(names) > 1 and names[0] in kinds:
+        first, extra = names[:2]
+        message = f"beside {first}, not inside; did you mean {dotted((*place.path, first, extra))}?"
         if extra in kinds:
-            return (
-                *place.path,
-                extra,
-            ), 'second name in one entry. Give it an entry of its own: "- " before it.'
-        return (*place.path, extra), f"beside {first}, must be one of its options. Indent it further."
+            message = f'beside {first}, must be an entry of its own. Write "- " before it.'
+        return (*place.path, extra), message
     return place.path, _wrong(place, allowed)

@@ -81,9 +81,9 @@ def dump_experiment(experiment: Experiment) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what the loader would not read as text; puts lists of numbers or words on one line."""
+    """Quotes what YAML 1.1 or 1.2 would not read as text; puts lists of numbers or words on one line."""
 
-    yaml_implicit_resolvers = PLAIN_RESOLVERS
+    yaml_implicit_resolvers = {**yaml.SafeDumper.yaml_implicit_resolvers, **PLAIN_RESOLVERS}  # noqa: RUF012
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

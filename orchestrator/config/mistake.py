@@ -1,4 +1,4 @@
-"""One thing wrong with what the user wrote: where, which setting, the value got, what is allowed, what to do."""
+"""One thing wrong with what the user wrote: where, which setting, what it is, what it may be, what to do."""
 
 import json
 from collections.abc import Iterable

@@ -39,7 +39,8 @@ def _value(text: str, filename: str) -> Any:
         return plain(text)
     document = read(text, filename)
     for mistake in document.mistakes.values():
-        raise ValueError(f"got {show(text)}; it {mistake.message}" if not mistake.path else mistake.message)
+        inside = mistake.message.startswith("got ")
+        raise ValueError(mistake.message if inside else f"got {show(text)}, which {mistake.message}")
     return document.value
 
 
@@ -72,5 +73,6 @@ def _set(root: dict[str, Any], names: Sequence[str], value: Any) -> Path:
 def _index(entries: list[Any], name: str, path: Path) -> int:
     if name.isascii() and name.isdigit() and len(name) < 10 and int(name) < len(entries):
         return int(name)
-    last = f"0 to {len(entries) - 1}" if entries else "none: it is empty"
-    raise ValueError(f"{show(name)} is no entry of {dotted(path)}, must be a whole number, {last}.")
+    if not entries:
+        raise ValueError(f"{dotted(path)} has no entries. Give {dotted(path)}=[...] as a whole.")
+    raise ValueError(f"no entry of {dotted(path)}, must be a number from 0 to {len(entries) - 1}.")

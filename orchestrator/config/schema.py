@@ -40,6 +40,9 @@ def describe_fields(docstring: str) -> dict[str, str]:
 
 
 class _Generator(GenerateJsonSchema):
+    def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:  # noqa: ARG002
+        return value  # the models' own order is the better one to read
+
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False
 

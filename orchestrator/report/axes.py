@@ -12,7 +12,10 @@ from orchestrator.report.wording import count, number, percent, percent_tick, ti
 
 @dataclass(frozen=True)
 class Units:
-    """How the values of an axis read: `tick(value, distance of ticks)` on it, `write(value)` beside the pointer."""
+    """How the values of an axis read.
+
+    `tick(value, distance of ticks)` on the axis, `write(value)` under the pointer.
+    """
 
     name: str
     tick: Callable[[float, float], str] = tick
@@ -23,6 +26,7 @@ PLAIN = Units("")
 SHARE = Units("", percent_tick, percent)
 STEP = Units("step", write=count)
 EPOCH = Units("epoch", write=count)
+POWERS = Units("", lambda value, _: f"{value:g}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def exact(low: float, high: float, units: Units, least: float = 0.0) -> Axis:
     """An axis from `low` to `high` with its ticks inside, `least` or more apart (1: whole numbers only)."""
     if high <= low:
         low, high = low - 0.5, low + 0.5
-    step = max(_round_step((high - low) / 5), least)
+    step = max(_round_step((high - low) / 7), least)
     if step == 2.5 * least:
         step = 5 * least
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -72,7 +76,7 @@ def logarithmic(values: Floats) -> Axis:
     every = max(1, -(-(last - first) // 6))
     last = first + every * max(1, -(-(last - first) // every))
     ticks = tuple(10.0**power for power in range(first, last + 1, every))
-    return Axis(Units("", lambda value, _: f"{value:g}"), ticks[0], ticks[-1], ticks, np.log10)
+    return Axis(POWERS, ticks[0], ticks[-1], ticks, np.log10)
 
 
 def loss_axis(values: Floats) -> Axis:

@@ -1,7 +1,7 @@
 """Data -> SVG text: lines, stacked areas, a histogram, a bar of shares.
 
-Colours and fonts come from CSS classes (style.py), so one drawing serves light and dark. Text that appears when
-the pointer rests on a part is a <title>; no script is needed. Knows nothing of runs.
+Colours and fonts come from CSS classes (style.py), so one drawing serves light and dark. What appears where
+the pointer rests is a <title>; no script is needed. Knows nothing of runs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,10 @@ MERGE_PX = 5.0  # marks nearer than this are drawn as one
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment to point out, as a vertical line. `style`: a CSS class. Of marks that merge the smallest `rank` stays."""
+    """A moment to point out, as a vertical line. `style`: a CSS class.
+
+    Of marks that merge, the one of the smallest `rank` stays.
+    """
 
     x: float
     style: str
@@ -60,7 +63,7 @@ def merged(marks: Sequence[Mark], x: Axis) -> list[Mark]:
 
 
 def stacked_areas(label: str, names: Sequence[str], x_values: Floats, shares: Floats, x: Axis) -> str:
-    """Shares (points, parts) of a whole stacked upward over x; `names` of the parts are their CSS classes too."""
+    """Shares (points, parts) of a whole, stacked upward. The parts' `names` are their CSS classes too."""
     y = exact(0.0, 1.0, SHARE)
     xs = x.place(x_values, LEFT, RIGHT)
     tops = y.place(np.pad(np.cumsum(shares, axis=1), ((0, 0), (1, 0))), BOTTOM, TOP)
@@ -72,11 +75,11 @@ def stacked_areas(label: str, names: Sequence[str], x_values: Floats, shares: Fl
     columns = [
         Series(name.replace("_", " "), name, x_values, shares[:, index]) for index, name in enumerate(names)
     ]
-    return _svg(label, [*parts, _frame(x, y), *_bands(columns[::-1], x, y)])
+    return _svg(label, [*parts, f'<g class="over">{_frame(x, y)}</g>', *_bands(columns[::-1], x, y)])
 
 
 def histogram(label: str, edges: Floats, counts: Floats, marks: Sequence[Mark], units: Units) -> str:
-    """Bars of `counts` steps between `edges`; an infinite last edge makes the last bar hold all that is larger."""
+    """Bars of `counts` steps between `edges`. If the last edge is infinite, the last bar is the open end."""
     open_end = not np.isfinite(edges[-1])
     drawn = np.append(edges[:-1], 2 * edges[-2] - edges[-3]) if open_end else edges
     x, y = exact(float(drawn[0]), float(drawn[-1]), units), outward(counts, include=(0.0, 4.0))
@@ -85,10 +88,11 @@ def histogram(label: str, edges: Floats, counts: Floats, marks: Sequence[Mark], 
     for index, top in enumerate(tops):
         last = open_end and index == len(tops) - 1
         low, high = (units.write(edge) for edge in edges[index : index + 2])
+        span = f"over {low}" if last else f"{low} to {high}"
         left, width = lefts[index], max(lefts[index + 1] - lefts[index] - 1, 0.5)
         parts.append(
             f'<g class="bar{" tail" if last else ""}">'
-            f"<title>{f'over {low}' if last else f'{low} to {high}'} {units.name}: {count(counts[index])} steps</title>"
+            f"<title>{span} {units.name}: {count(counts[index])} steps</title>"
             f'<rect class="band" x="{left:.1f}" y="{TOP}" width="{width:.1f}" height="{BOTTOM - TOP}"/>'
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{BOTTOM - top:.1f}"/></g>'
         )
@@ -97,7 +101,8 @@ def histogram(label: str, edges: Floats, counts: Floats, marks: Sequence[Mark], 
         side, shift = ("end", -4) if at > RIGHT - 90 else ("start", 4)
         parts.append(
             f'<g class="mark {mark.style}"><line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{BOTTOM}"/>'
-            f'<text text-anchor="{side}" x="{at + shift:.1f}" y="{TOP + 10 + 17 * row}">{escape(mark.text)}</text></g>'
+            f'<text text-anchor="{side}" x="{at + shift:.1f}" y="{TOP + 10 + 17 * row}">'
+            f"{escape(mark.text)}</text></g>"
         )
     return _svg(label, parts)
 
@@ -145,7 +150,7 @@ def _points(xs: Floats, ys: Floats) -> list[str]:
 
 def _line(series: Series, x: Axis, y: Axis) -> str:
     """A path, broken where values are NaN; dots where there are few points or a point stands alone."""
-    xs, ys = thin(series.x, series.drawable, NUM_BUCKETS)
+    xs, ys = thin(series.x, series.y, NUM_BUCKETS)
     real = np.isfinite(ys)
     points = _points(x.place(xs, LEFT, RIGHT), y.place(np.where(real, ys, y.low), BOTTOM, TOP))
     path, dots = [], []
@@ -169,7 +174,7 @@ def _mark(mark: Mark, x: Axis) -> str:
 
 
 def _bands(series: Sequence[Series], x: Axis, y: Axis) -> list[str]:
-    """Invisible strips that say, under the pointer, what each line is there: a value, or its mean and range."""
+    """Invisible strips that say under the pointer what each line is there: a value, or its mean and range."""
     known = np.unique(np.concatenate([line.x for line in series]))
     groups = np.array_split(known, min(NUM_BANDS, len(known))) if len(known) else []
     borders = [x.low, *((a[-1] + b[0]) / 2 for a, b in pairwise(groups)), x.high]
@@ -179,9 +184,7 @@ def _bands(series: Sequence[Series], x: Axis, y: Axis) -> list[str]:
         first, last = x.units.write(group[0]), x.units.write(group[-1])
         lines = [f"{x.units.name} {first}" + (f" to {last}" if last != first else "")]
         for line in series:
-            inside = line.drawable[
-                np.searchsorted(line.x, group[0]) : np.searchsorted(line.x, group[-1], "right")
-            ]
+            inside = line.y[np.searchsorted(line.x, group[0]) : np.searchsorted(line.x, group[-1], "right")]
             lines += (
                 [f"{line.name}: {_spread(inside[np.isfinite(inside)], y.units)}"]
                 if np.isfinite(inside).any()

@@ -6,7 +6,7 @@ import numpy as np
 
 from orchestrator.report.axes import EPOCH, PLAIN, SHARE, STEP, Axis, Units, exact, loss_axis, outward
 from orchestrator.report.charts import Mark, histogram, line_chart, merged, stacked_areas
-from orchestrator.report.figures import phase_shares_over_time
+from orchestrator.report.figures import phase_shares_over_time, step_percentiles
 from orchestrator.report.markup import Html, figure, key, nothing
 from orchestrator.report.record import Floats, Record
 from orchestrator.report.series import Series, smooth, smoothing_window
@@ -17,22 +17,21 @@ from orchestrator.training.phases import PHASES
 MARKED = {"failure": "bad", "skipped_checkpoint": "warn", "resize": "move", "restart": "move", "stop": "calm"}
 
 NUM_BINS = 44
-PERCENTILES = (50, 95, 99)
 
 
 def loss_by_step(record: Record) -> Html:
     lines = _step_lines(record, record.steps.column("loss"))
-    return _step_figure(record, "Training loss by step", lines, loss_axis(lines[0].drawable))
+    return _step_figure(record, "Training loss by step", lines, loss_axis(lines[0].y))
 
 
 def accuracy_by_step(record: Record) -> Html:
     lines = _step_lines(record, record.steps.column("accuracy"))
-    return _step_figure(record, "Training accuracy by step", lines, outward(lines[0].drawable, SHARE))
+    return _step_figure(record, "Training accuracy by step", lines, outward(lines[0].y, SHARE))
 
 
 def learning_rate(record: Record) -> Html:
     lines = [Series("learning rate", "train", record.steps.column("step"), record.steps.column("lr"))]
-    return _step_figure(record, "Learning rate by step", lines, outward(lines[0].drawable, PLAIN, [0.0]))
+    return _step_figure(record, "Learning rate by step", lines, outward(lines[0].y, PLAIN, [0.0]))
 
 
 def throughput(record: Record) -> Html:
@@ -47,7 +46,7 @@ def throughput(record: Record) -> Html:
         window = smoothing_window(len(steps))
         means = smooth(samples, window) / smooth(seconds, window)
         lines[1] = Series(lines[1].name, lines[1].style, lines[1].x, means)
-    return _step_figure(record, "Images per second by step", lines, outward(lines[0].drawable, PLAIN, [0.0]))
+    return _step_figure(record, "Images/s by step", lines, outward(lines[0].y, PLAIN, [0.0]))
 
 
 def loss_by_epoch(record: Record) -> Html:
@@ -71,26 +70,27 @@ def phases_over_time(record: Record) -> Html:
 
 
 def step_times(record: Record) -> Html:
-    """A histogram of step times. The few far beyond the 99th percentile or four medians share the last bar."""
+    """A histogram of step times. The few that are far from all others share one bar."""
     title = "Distribution of step times"
     seconds = record.steps.column("step_s")
     seconds = seconds[np.isfinite(seconds)]
-    if not len(seconds):
+    places = step_percentiles(record)
+    if not places:
         return figure(title, nothing("No step yet."))
-    scale, units = (1000.0, Units("ms")) if np.median(seconds) < 1 else (1.0, Units("s"))
+    scale, units = (1000.0, Units("ms")) if places[50] < 1 else (1.0, Units("s"))
     low, high = float(seconds.min()), float(seconds.max())
-    cap = min(4 * float(np.median(seconds)), 1.25 * float(np.percentile(seconds, 99)))
+    cap = min(4 * places[50], 2 * places[95], 1.25 * places[99])
     bulk = np.linspace(low, min(high, cap) if high > low else 1.1 * low + 1e-6, NUM_BINS)
     edges = np.append(bulk, np.inf) if high > cap else bulk
     counts = np.histogram(seconds, edges)[0].astype(np.float64)
     marks = [
         Mark(scale * at, "calm", share, f"p{share}", f"p{share} {duration(at)}")
-        for share, at in zip(PERCENTILES, np.percentile(seconds, PERCENTILES).tolist(), strict=True)
+        for share, at in places.items()
+        if share < 100
     ]
     keys = [key(f"all over {duration(cap)}", '<g class="bar tail"><rect x="5" width="10" height="10"/></g>')]
-    return figure(
-        title, Html(histogram(title, scale * edges, counts, marks, units)), keys if high > cap else ()
-    )
+    drawing = Html(histogram(title, scale * edges, counts, marks, units))
+    return figure(f"{title}, {units.name}", drawing, keys if high > cap else ())
 
 
 def _step_lines(record: Record, values: Floats) -> list[Series]:
@@ -100,7 +100,7 @@ def _step_lines(record: Record, values: Floats) -> list[Series]:
     if window == 1:
         return [Series("each step", "train", steps, values)]
     raw = Series("each step", "raw", steps, values)
-    return [raw, Series(f"mean of {window} steps", "train", steps, smooth(raw.drawable, window))]
+    return [raw, Series(f"mean of {window}", "train", steps, smooth(raw.y, window))]
 
 
 def _epoch_lines(record: Record, train: str, val: str) -> list[Series]:
@@ -113,9 +113,9 @@ def _epoch_lines(record: Record, train: str, val: str) -> list[Series]:
 
 def _step_figure(record: Record, title: str, lines: Sequence[Series], y: Axis) -> Html:
     steps = record.steps.column("step")
-    if not np.isfinite(lines[0].drawable).any():
+    if not np.isfinite(lines[0].y).any():
         return figure(title, nothing("Nothing recorded yet."))
-    missing = int(np.isnan(lines[0].drawable).sum())
+    missing = int(np.isnan(lines[0].y).sum())
     note = (
         f"{missing:,} of {len(steps):,} values are missing, NaN or infinite and leave a gap."
         if missing
@@ -126,7 +126,7 @@ def _step_figure(record: Record, title: str, lines: Sequence[Series], y: Axis) -
 
 
 def _epoch_figure(record: Record, title: str, lines: Sequence[Series], y: Axis) -> Html:
-    lines = [line for line in lines if np.isfinite(line.drawable).any()]
+    lines = [line for line in lines if np.isfinite(line.y).any()]
     if not lines:
         return figure(title, nothing("Appears after the first epoch."))
     numbers, ends = lines[0].x, np.array([epoch.step for epoch in record.epochs], np.float64)
@@ -148,7 +148,7 @@ def _line_figure(
     keys += [
         key(
             ", ".join(kinds),
-            f'<g class="mark {style}"><line x1="10" x2="10" y1="0" y2="12"/><path d="M10 3l-4 -6h8z"/></g>',
+            f'<g class="mark {style}"><line x1="10" x2="10" y1="0" y2="11"/><path d="M10 5l-4 -7h8z"/></g>',
         )
         for style, kinds in names.items()
     ]
@@ -172,4 +172,4 @@ def _marks(record: Record, place: Callable[[float], float]) -> list[Mark]:
 
 
 def _all_values(lines: Sequence[Series]) -> Floats:
-    return np.concatenate([line.drawable for line in lines])
+    return np.concatenate([line.y for line in lines])

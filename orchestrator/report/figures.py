@@ -1,4 +1,4 @@
-"""The numbers on the page. What result.json says comes first; while there is none, the same from the lines so far."""
+"""The numbers on the page: what result.json says; while there is none, the same from the lines so far."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,18 @@ from orchestrator.training.phases import PHASES
 
 UNFINISHED = "unfinished"  # no result yet: the run goes on or was killed; its folder cannot tell which
 
+# The parts of the wall time; the last is what no line of metrics.jsonl tells.
+WALL_PARTS = {
+    "trained": "training steps",
+    "redone": "steps done again",
+    "evaluated": "evaluation",
+    "rest": "start, restarts and the rest",
+}
+
 
 @dataclass(frozen=True)
 class Figures:
-    """The key figures; NaN where the run has none yet. `best_epoch` is None where no epoch line has the best figure."""
+    """The key figures; NaN where the run has none yet."""
 
     status: str
     val_accuracy: float
@@ -60,29 +68,33 @@ def figures(record: Record) -> Figures:
 
 
 def phase_seconds(record: Record) -> Floats:
-    """Seconds of the run in each of PHASES."""
+    """Seconds in each of PHASES, summed over the steps that count; without steps, those of result.json."""
+    if len(record.steps):
+        total: Floats = np.nansum(record.steps.seconds, axis=0)
+        return total
     told = record.result.get("seconds")
-    if isinstance(told, dict):
-        return np.nan_to_num([number(told.get(phase)) for phase in PHASES])
-    total: Floats = np.nansum(record.steps.seconds, axis=0)
-    return total
+    return np.nan_to_num([number(told.get(phase)) if isinstance(told, dict) else 0.0 for phase in PHASES])
 
 
-def wall_parts(record: Record, key: Figures) -> list[tuple[str, float]]:
-    """What the wall time was spent on, seconds; the last part is what no line of metrics.jsonl accounts for."""
-    parts = [
-        ("training steps", float(phase_seconds(record).sum())),
-        ("evaluation", key.evaluation_s),
-        ("steps done again", record.steps.redone_s),
-    ]
-    rest = key.wall_s - sum(seconds for _, seconds in parts)
-    return [*parts, ("start, restarts and the rest", max(rest, 0.0) if math.isfinite(rest) else 0.0)]
+def wall_parts(record: Record, key: Figures) -> dict[str, float]:
+    """What the wall time was spent on, seconds of each of WALL_PARTS that took any."""
+    told = [float(phase_seconds(record).sum()), record.steps.redone_s, key.evaluation_s]
+    parts = zip(WALL_PARTS, [*told, key.wall_s - sum(told)], strict=True)
+    return {name: seconds for name, seconds in parts if seconds > 0}
+
+
+def step_percentiles(record: Record) -> dict[int, float]:
+    """The 50th, 95th, 99th and 100th percentile of the step time, seconds; empty before the first step."""
+    step_s = record.steps.column("step_s")
+    step_s = step_s[np.isfinite(step_s)]
+    shares = (50, 95, 99, 100)
+    return dict(zip(shares, np.percentile(step_s, shares).tolist(), strict=True)) if len(step_s) else {}
 
 
 def phase_shares_over_time(record: Record) -> tuple[str, Floats, Floats]:
-    """Shares of each phase in pieces of the run: `epoch` or `step`, where the pieces are (n,), shares (n, phases).
+    """Shares of each phase in pieces of the run: `epoch` or `step`, where they are (n,), shares (n, phases).
 
-    Pieces are epochs where there are at least 10, else fortieths of the steps; none of no length.
+    The pieces are epochs where there are at least 10, else fortieths of the steps.
     """
     if len(record.epochs) >= 10:
         name, places = "epoch", np.array([float(epoch.epoch) for epoch in record.epochs])

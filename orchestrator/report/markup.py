@@ -32,9 +32,9 @@ def element(tag: str, *inside: str, style: str = "") -> Html:
     return Html(f"<{tag}{_class(style)}>{join(inside)}</{tag}>")
 
 
-def folded(summary: str, *inside: str, opened: bool = False) -> Html:
+def folded(summary: str, *inside: str) -> Html:
     """A part that opens with a click."""
-    return Html(f"<details{' open' if opened else ''}>{element('summary', summary)}{join(inside)}</details>")
+    return element("details", element("summary", summary), *inside)
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Row]) -> Html:
@@ -57,7 +57,7 @@ def figure(title: str, drawing: str, keys: Iterable[str] = (), note: str = "") -
     """A card with a title, the keys of its lines, a drawing and a note below."""
     return element(
         "figure",
-        element("figcaption", element("h3", title), *keys),
+        element("figcaption", element("h3", title), element("span", *keys, style="legend")),
         drawing,
         element("p", note, style="note") if note else "",
         style="card",

@@ -5,8 +5,8 @@ from typing import Any
 
 from orchestrator.report import curves, tables
 from orchestrator.report.charts import share_bar
-from orchestrator.report.figures import UNFINISHED, Figures, figures, phase_seconds, wall_parts
-from orchestrator.report.markup import Html, element, folded, join, nothing
+from orchestrator.report.figures import UNFINISHED, WALL_PARTS, Figures, figures, phase_seconds, wall_parts
+from orchestrator.report.markup import Html, element, folded, nothing
 from orchestrator.report.record import Record, number
 from orchestrator.report.style import style_sheet
 from orchestrator.report.wording import count, duration, moment, percent
@@ -29,7 +29,7 @@ def page(record: Record) -> str:
         _curves(record),
         _where_the_time_went(record, key),
         _step_times(record),
-        _section("Events", element("div", tables.event_table(record), style="card")),
+        _section("Events", element("div", tables.event_table(record), style="card events")),
         _configuration(record),
         _footer(record),
     )
@@ -37,7 +37,8 @@ def page(record: Record) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{element('title', f'{name} · Convoy')}\n<style>{style_sheet()}</style>\n</head>\n<body>{body}</body>\n</html>\n"
+        f"{element('title', f'{name} · Convoy')}\n<style>{style_sheet()}</style>\n</head>\n"
+        f"<body>{body}</body>\n</html>\n"
     )
 
 
@@ -62,12 +63,12 @@ def _header(record: Record, key: Figures, name: str) -> Html:
 def _banner(record: Record, key: Figures) -> Html:
     """What to know before reading on: why a run failed, or that it has no result yet."""
     if key.status == UNFINISHED:
-        sign = f" Its last line is of {moment(record.last_sign)}." if math.isfinite(record.last_sign) else ""
+        sign = f" Last sign of life: {moment(record.last_sign)}." if math.isfinite(record.last_sign) else ""
         text = f"No result yet: the run is still going on, or it was killed.{sign}"
         return element("div", element("p", text), style="banner unfinished")
     error = record.result.get("error")
     if error:
-        return element("div", element("pre", str(error)[: tables.MAX_TEXT]), style=f"banner {key.status}")
+        return element("div", element("p", str(error)[: tables.MAX_TEXT]), style=f"banner {key.status}")
     return Html("")
 
 
@@ -122,28 +123,28 @@ def _where_the_time_went(record: Record, key: Figures) -> Html:
         (phase, value / total, f"{phase.replace('_', ' ')}: {duration(value)}, {percent(value / total, 1)}")
         for phase, value in zip(PHASES, seconds.tolist(), strict=True)
     ]
+    note = element("p", "Seconds of rank 0. Steps done again after a failure count once.", style="note")
     bar = element("h3", "Share of step time"), Html(share_bar("Share of step time by phase", shares))
     return _section(
         "Where the time went",
         element(
             "div",
-            element("div", *bar, tables.phase_table(record), style="card"),
-            curves.phases_over_time(record),
+            element("div", *bar, tables.phase_table(record), note, style="card"),
+            element("div", curves.phases_over_time(record), _wall_time(record, key), style="stack"),
             style="grid2",
         ),
-        _wall_time(record, key),
     )
 
 
 def _wall_time(record: Record, key: Figures) -> Html:
     parts = wall_parts(record, key)
-    total = sum(seconds for _, seconds in parts)
+    total = sum(parts.values())
     shares = [
-        (f"wall-{index}", seconds / total, f"{name}: {duration(seconds)}, {percent(seconds / total, 1)}")
-        for index, (name, seconds) in enumerate(parts)
+        (part, seconds / total, f"{WALL_PARTS[part]}: {duration(seconds)}, {percent(seconds / total, 1)}")
+        for part, seconds in parts.items()
     ]
     bar = Html(share_bar("Wall time", shares))
-    return element("div", element("h3", "The whole run"), bar, tables.wall_table(parts), style="card")
+    return element("div", element("h3", "The whole run"), bar, tables.wall_keys(parts), style="card")
 
 
 def _step_times(record: Record) -> Html:

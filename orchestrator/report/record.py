@@ -1,7 +1,7 @@
 """What a run folder says, read for a report: the files of docs/run-folder.md as arrays and frozen records.
 
-A run that goes on, or was killed, must give a report too: a missing file is an empty part, a line that a kill cut
-off is left out and counted in `Record.notes`. Not a validator, and not for resuming: checkpoints are not read.
+A run that goes on or was killed must give a report too: a missing file is an empty part, and a line that a
+kill cut off is left out and counted in `Record.notes`. Nothing is validated, and checkpoints are not read.
 """
 
 import json
@@ -27,8 +27,9 @@ _STEP, _TIME, _STEP_S = (_FIELDS.index(name) for name in ("step", "time", "step_
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """One row an optimizer step, sorted by step; columns are named as in metrics.jsonl, NaN where a figure is missing.
+    """One row an optimizer step, sorted by step; columns are named as in metrics.jsonl.
 
+    NaN stands where a figure is missing or not finite.
     `num_redone` and `redone_s`: rows that a later attempt did again; they are not in the columns.
     """
 
@@ -50,7 +51,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch line of metrics.jsonl; NaN where a figure is missing or null."""
+    """One epoch line of metrics.jsonl; NaN where a figure is missing or not finite."""
 
     epoch: int
     step: int
@@ -80,7 +81,8 @@ class Event:
 class Record:
     """All that a report is derived from.
 
-    `experiment`: the parsed experiment.yaml, empty if it is missing or no mapping. `result`: empty until a run has ended.
+    `experiment`: the parsed experiment.yaml, empty if it is missing or no mapping.
+    `result`: empty until a run has ended.
     `notes`: what could not be read, one sentence each.
     """
 
@@ -136,8 +138,10 @@ def read_record(folder: Path) -> Record:
 
 
 def number(value: object) -> float:
-    """A JSON number as float; NaN for null and for everything that is no number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    """A JSON number as float; NaN for null, for what is no number, and for what is as good as infinite."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30:
+        return float(value)
+    return math.nan
 
 
 def _read_experiment(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:

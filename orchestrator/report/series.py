@@ -1,31 +1,25 @@
 """Long series made short enough to draw, without hiding what stands out."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from orchestrator.report.record import Floats
 
-DRAWABLE = 1e30  # beyond it a value is as good as infinite, and differences of two could overflow
-
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One line of a chart. `style`: a CSS class of style.py. NaN and infinite values leave a gap."""
+    """One line of a chart. `style`: a CSS class of style.py. NaN leaves a gap."""
 
     name: str
     style: str
     x: Floats
     y: Floats
 
-    @property
-    def drawable(self) -> Floats:
-        """`y`, with NaN for what cannot be drawn."""
-        return np.where(np.abs(self.y) < DRAWABLE, self.y, np.nan)
-
 
 def thin(x: Floats, y: Floats, num_buckets: int) -> tuple[Floats, Floats]:
-    """At most two points a bucket, its smallest and its largest value in their order: spikes stay as high as they were.
+    """At most two points a bucket, its smallest and its largest value in order: spikes keep their height.
 
     A bucket of NaN alone keeps one NaN, so the gap stays too.
     """
@@ -33,7 +27,7 @@ def thin(x: Floats, y: Floats, num_buckets: int) -> tuple[Floats, Floats]:
         return x, y
     edges = np.linspace(0, len(y), num_buckets + 1).astype(int)
     kept: list[int] = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         bucket = y[start:end]
         if np.isnan(bucket).all():
             kept.append(int(start))
@@ -43,7 +37,7 @@ def thin(x: Floats, y: Floats, num_buckets: int) -> tuple[Floats, Floats]:
 
 
 def smooth(y: Floats, window: int) -> Floats:
-    """The mean over a centred window, cut short at both ends so that the curve does not lag; NaN values do not count.
+    """The mean over a centred window, which does not lag; cut short at both ends, NaN values not counted.
 
     `window`: odd.
     """

@@ -1,20 +1,19 @@
 """The tables of a run: phases, slowest steps, events, figures by epoch, versions."""
 
-from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
 
-from orchestrator.report.curves import MARKED, PERCENTILES
-from orchestrator.report.figures import phase_seconds
+from orchestrator.report.curves import MARKED
+from orchestrator.report.figures import WALL_PARTS, phase_seconds, step_percentiles
 from orchestrator.report.markup import Html, Row, element, folded, join, nothing, table
 from orchestrator.report.record import Event, Record, number
 from orchestrator.report.wording import count, duration, percent, since, size
 from orchestrator.report.wording import number as figure_text
 from orchestrator.training.phases import PHASES
 
-MAX_ROWS = 400  # of a table; what is left out is said
-MAX_TEXT = 4000  # characters of an error
+MAX_ROWS = 200  # of a table; what is left out is said
+MAX_TEXT = 2000  # characters of a message or an error
 
 
 def phase_table(record: Record) -> Html:
@@ -30,37 +29,34 @@ def phase_table(record: Record) -> Html:
     return table([("phase", ""), ("time", "num"), ("share", "num"), ("per step", "num")], rows)
 
 
-def wall_table(parts: Sequence[tuple[str, float]]) -> Html:
+def wall_keys(parts: dict[str, float]) -> Html:
     """What the wall time was spent on, the legend of its bar."""
-    total = sum(seconds for _, seconds in parts)
-    rows = [
-        Row((join([_colour(f"wall-{index}"), name]), duration(seconds), percent(seconds / total, 1)))
-        for index, (name, seconds) in enumerate(parts)
+    total = sum(parts.values())
+    items = [
+        element("li", _colour(part), f"{WALL_PARTS[part]} {duration(seconds)}, {percent(seconds / total, 1)}")
+        for part, seconds in parts.items()
     ]
-    return table([("wall time", ""), ("time", "num"), ("share", "num")], rows)
+    return element("ul", *items, style="keys")
 
 
-def slowest_steps(record: Record, num_rows: int = 8) -> Html:
-    """Percentiles of the step time, and the steps that took longest, each with the phase that took most of it."""
-    steps = record.steps
-    times = np.nan_to_num(steps.column("step_s"))
-    if not len(steps):
+def slowest_steps(record: Record, num_rows: int = 6) -> Html:
+    """Percentiles of the step time, and the steps that took longest, each with its largest phase."""
+    places = step_percentiles(record)
+    if not places:
         return nothing("No step yet.")
-    places = np.percentile(times, PERCENTILES)
-    head = ", ".join(f"p{share} {duration(at)}" for share, at in zip(PERCENTILES, places, strict=True))
+    summary = ", ".join(f"p{share} {duration(at)}" for share, at in places.items() if share < 100)
+    steps, step_s = record.steps, np.nan_to_num(record.steps.column("step_s"))
     rows = []
-    for index in np.argsort(-times, kind="stable")[:num_rows]:
+    for index in np.argsort(-step_s, kind="stable")[:num_rows]:
         seconds = np.nan_to_num(steps.seconds[index])
         largest = int(np.argmax(seconds))
-        most = (
-            f"{PHASES[largest].replace('_', ' ')} {percent(seconds[largest] / times[index], 0)}"
-            if seconds.any()
-            else ""
+        most = percent(float(seconds[largest] / seconds.sum()), 0) if seconds.any() else ""
+        place = (count(steps.column(name)[index]) for name in ("step", "epoch"))
+        rows.append(
+            Row((*place, duration(float(step_s[index])), join([_swatch(PHASES[largest]), " ", most])))
         )
-        step, epoch = count(steps.column("step")[index]), count(steps.column("epoch")[index])
-        rows.append(Row((step, epoch, duration(float(times[index])), most)))
     listing = table([("step", "num"), ("epoch", "num"), ("time", "num"), ("most of it", "text")], rows)
-    return join([element("p", f"{head}, longest {duration(float(times.max()))}.", style="summary"), listing])
+    return join([listing, element("p", f"{summary}, longest {duration(places[100])}.", style="note")])
 
 
 def event_table(record: Record) -> Html:
@@ -78,7 +74,10 @@ def event_table(record: Record) -> Html:
             "quiet",
         )
         rows = [*rows[: MAX_ROWS // 2], left_out, *rows[-MAX_ROWS // 2 :]]
-    return table([("after", "num"), ("step", "num"), ("attempt", "num"), ("event", ""), ("", "text")], rows)
+    return table(
+        [("after", "num"), ("step", "num"), ("attempt", "num"), ("event", ""), ("what happened", "text")],
+        rows,
+    )
 
 
 def epoch_table(record: Record) -> Html:
@@ -112,7 +111,7 @@ def versions_table(record: Record) -> Html:
     if not isinstance(versions, dict) or not versions:
         return nothing("Written when the run ends.")
     return table(
-        [("", ""), ("version", "")], [Row((str(name), str(value))) for name, value in versions.items()]
+        [("package", ""), ("version", "")], [Row((str(name), str(value))) for name, value in versions.items()]
     )
 
 
@@ -124,7 +123,8 @@ def _rows(record: Record, kind: str, events: list[Event]) -> list[Row]:
     spent, written = (
         sum(number(event.fields.get(name)) for event in events) for name in ("seconds", "bytes")
     )
-    message = f"{len(events)} commits from step {events[0].step:,} on: {duration(spent)}, {size(written)} in all. The last: "
+    all_of_them = f"{duration(spent)}, {size(written)} in all"
+    message = f"{len(events)} commits from step {events[0].step:,} on: {all_of_them}. The last: "
     return [_row(record, last, join([message, _story(last)]))]
 
 
@@ -140,19 +140,28 @@ def _row(record: Record, event: Event, story: Html) -> Row:
 
 
 def _story(event: Event) -> Html:
-    """The event's sentence; its fields where it has none; the error of a failure to unfold."""
-    fields = {name: value for name, value in event.fields.items() if name not in ("error", "step", "epoch")}
-    told = event.message or ", ".join(f"{name}: {value}" for name, value in fields.items())
-    parts = [told[:MAX_TEXT]]
-    if event.kind == "failure":
-        where = [f"{name} {value}" for name, value in fields.items() if value not in (None, [], "")]
-        parts.append(
-            element("div", ", ".join(where)[:MAX_TEXT], style="none") if event.message and where else ""
-        )
-        error = str(event.fields.get("error") or "")
-        cut = "\n... cut here; events.jsonl has all of it" if len(error) > MAX_TEXT else ""
-        parts.append(folded("Error", element("pre", error[:MAX_TEXT] + cut)) if error else "")
+    """The event's sentence; its fields where it has none, and of a failure; the error to unfold."""
+    error = str(event.fields.get("error") or "")
+    cut = "\n... cut here; events.jsonl has all of it" if len(error) > MAX_TEXT else ""
+    parts = [event.message[:MAX_TEXT]]
+    if event.kind == "failure" or not event.message:
+        parts.append(element("div", _fields(event)[:MAX_TEXT], style="none"))
+    if error:
+        parts.append(folded("Error", element("pre", error[:MAX_TEXT] + cut)))
     return join(parts)
+
+
+def _fields(event: Event) -> str:
+    """The fields that say more than the other columns: `cause workers; ranks 1, 3`."""
+    shown = {
+        name: value for name, value in event.fields.items() if name not in ("event", "error", "step", "epoch")
+    }
+    texts = {
+        name: ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+        for name, value in shown.items()
+        if value not in (None, [], "")
+    }
+    return "; ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def _phase_cells(seconds: float, total: float, num_steps: int) -> tuple[str, str, str]:

@@ -3,13 +3,13 @@
 import math
 from datetime import UTC, datetime
 
-MISSING = "–"
+MISSING = "–"  # noqa: RUF001
 
 
 def number(value: float) -> str:
     """Four significant digits, thousands grouped: 1,800 or 0.5213."""
     if not math.isfinite(value):
-        return MISSING if math.isnan(value) else str(value)
+        return MISSING
     if value != 0 and not 1e-4 <= abs(value) < 1e9:
         return f"{value:.3g}"
     digits = 3 - math.floor(math.log10(abs(value))) if value else 0
@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
     if seconds == 0:
         return "0 s"
     if seconds < 0.9995:
-        return f"{number(1000 * seconds)} ms" if seconds < 0.01 else f"{1000 * seconds:.1f} ms"
+        return f"{1000 * seconds:.{1 if seconds >= 0.01 else 2 if seconds >= 1e-4 else 4}f} ms"
     if seconds < 119.95:
         return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s"
     whole = round(seconds)

@@ -92,13 +92,13 @@ def step_clock(device: torch.device) -> StepClock:
 
 
 def _record_event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
 
 def _between_events(start: torch.cuda.Event, end: torch.cuda.Event) -> float | None:
-    return start.elapsed_time(end) / 1000.0 if end.query() else None
+    return start.elapsed_time(end) / 1000.0 if end.query() else None  # type: ignore[no-untyped-call]
 
 
 def data_wait_share(seconds: Seconds) -> float:

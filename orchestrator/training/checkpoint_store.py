@@ -1,35 +1,37 @@
 """Where commits are: written whole or not at all, verified before they are believed.
 
-A commit is a folder `step-00000120`. Its manifest lists the size and SHA-256 of every other file and carries a
-digest of itself. On a local disk all is written to a hidden folder beside, synced, and renamed; elsewhere (any
-pyarrow.fs URI) the manifest is written last. So a writer that is killed leaves no commit or a whole one.
+A commit is a folder, `step-00000120`. On a local disk all of it is written to a hidden folder beside, synced,
+and renamed; elsewhere (any pyarrow.fs URI) the manifest is written last. So a writer that is killed leaves no
+commit or a whole one. What is committed last is the truth: after a start from further back, a commit replaces
+the one of its step and deletes those of later steps.
+
+Elsewhere a commit of a step that is there already deletes the old one first: a writer that is killed then
+leaves the commit before it. Does not guard against two runs in one folder: that is the run folder's lock.
 """
 
-import hashlib
-import json
-import os
-import shutil
+import re
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
 from orchestrator.errors import CheckpointError
-from orchestrator.training.checkpoint import FORMAT_VERSION, Snapshot, from_files, to_files
-
-MANIFEST = "manifest.json"
-ABANDONED_S = 3600.0  # a hidden folder that old belongs to no living writer
+from orchestrator.training.atomic_folder import REPLACED, appearing_folder, write_synced
+from orchestrator.training.checkpoint import KNOWN_FILES, STATE, Snapshot, from_files, read_file, to_files
+from orchestrator.training.checkpoint_manifest import MANIFEST, Damaged, Entry, Manifest
 
 OnSkip = Callable[[str, str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What a commit cost and where it is."""
+    """Where a commit is, how large it is, and how long it took."""
 
     path: str
     step: int
@@ -37,212 +39,201 @@ class Commit:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Folder:
+    """What should be a commit. Sorts by step; of two of one step the one that replaced the other is first."""
+
+    step: int
+    name: str
+
+    NAME = re.compile(r"step-(?P<step>[0-9]{8,18})(" + re.escape(REPLACED) + ")?")
+
+    @property
+    def order(self) -> tuple[int, bool]:
+        return -self.step, self.name.endswith(REPLACED)
+
+
 class CheckpointStore:
-    """The commits of one run; keeps the newest `keep` and the one with the best score."""
+    """The commits of one run in `folder`, a local path or a pyarrow.fs URI.
+
+    Keeps the newest `keep` >= 1, and the one with the best score; of equal scores the newest.
+    """
 
     def __init__(self, folder: str, *, keep: int) -> None:
         self.folder = folder.rstrip("/")
         self._keep = keep
-        self._is_local = "://" not in folder
-        if self._is_local:
-            self._filesystem: fs.FileSystem = fs.LocalFileSystem()
-            self._root = str(Path(folder).absolute())
-        else:
+        if "://" in folder:
             self._filesystem, self._root = fs.FileSystem.from_uri(self.folder)
+        else:
+            self._filesystem, self._root = fs.LocalFileSystem(), str(Path(folder).absolute())
 
     def commit(self, snapshot: Snapshot, *, score: float | None) -> Commit:
-        """Write a snapshot, in the place of an earlier commit of the same step, and delete what is not kept.
+        """Write a snapshot; then delete later steps, what is not to be kept, and what killed writers left.
 
         `score` is the validation accuracy, None in mid-epoch.
         Raises: CheckpointError if it cannot be written; earlier commits stay as they are.
         """
         started = time.perf_counter()
-        files = to_files(snapshot)
-        files[MANIFEST] = _manifest(snapshot.step, score, files)
         name = f"step-{snapshot.step:08d}"
-        try:
-            if self._is_local:
-                self._write_local(name, files)
-            else:
-                self._write_remote(name, files)
-            self._prune()
-        except OSError as error:
-            raise CheckpointError(
-                f"checkpoint {self.folder}/{name} could not be written: {error}. Earlier checkpoints are untouched; "
-                "make room or mend run.folder, then --resume.",
-                step=snapshot.step,
-            ) from error
-        size = sum(len(content) for content in files.values())
-        return Commit(f"{self.folder}/{name}", snapshot.step, size, time.perf_counter() - started)
+        write = self._write_local if isinstance(self._filesystem, fs.LocalFileSystem) else self._write_remote
+        with _storage_errors(f"commit step {snapshot.step} to {self._path(name)}"):
+            num_bytes = write(name, snapshot, None if score is None else float(score))
+        with _storage_errors(f"delete what is not to be kept in {self.folder}"):
+            self._prune(snapshot.step)
+        return Commit(self._path(name), snapshot.step, num_bytes, time.perf_counter() - started)
 
     def newest(self, on_skip: OnSkip) -> Snapshot | None:
-        """Read the newest valid commit; damaged ones are named to `on_skip(path, reason)` and passed over."""
-        found = next(self._valid(on_skip), None)
-        return None if found is None else from_files(found[1])
+        """Read the newest valid commit, after all its bytes are verified; None if there is none.
 
-    def newest_state(self) -> dict[str, Any] | None:
-        """The `state` of the commit that `newest` would read, without its tensors."""
-        found = next(self._valid(lambda path, reason: None), None)
-        return None if found is None else json.loads(found[1]["state.json"])["state"]
+        Damaged ones are named to `on_skip(path, reason)` and passed over.
+        Raises: CheckpointError if one was written by a newer version or not by Convoy, or if the storage
+            fails: that one may be whole, so to go on from an older one is not for the store to decide.
+        """
+        return self._first_valid(self._folders(), on_skip, self._load)
+
+    def newest_state(self, on_skip: OnSkip = lambda *_: None) -> dict[str, Any] | None:
+        """The `state` of the commit that `newest` would read; verifies all of it, but makes no tensors."""
+        return self._first_valid(self._folders(), on_skip, self._load_state)
 
     def newest_path(self) -> str | None:
-        found = next(self._valid(lambda path, reason: None), None)
-        return None if found is None else f"{self.folder}/{found[0]}"
+        """Where the commit is that `newest` would read."""
+        return self._first_valid(self._folders(), lambda *_: None, self._verify)
 
     def best(self, on_skip: OnSkip) -> Snapshot | None:
         """Read the valid commit with the best score, the newest of equals; the newest if none has a score."""
-        commits = list(self._valid(on_skip))
-        scored = [(json.loads(files[MANIFEST])["score"], files) for _, files in commits]
-        with_score = [pair for pair in scored if pair[0] is not None]
-        if with_score:
-            return from_files(max(with_score, key=lambda pair: pair[0])[1])
-        return from_files(commits[0][1]) if commits else None
+        manifests: dict[_Folder, Manifest] = {}
 
-    def _valid(self, on_skip: OnSkip) -> Iterator[tuple[str, dict[str, bytes]]]:
-        for name in self._names():
-            files, reason = self._read(name)
-            if reason is None:
-                yield name, files
-            else:
-                on_skip(f"{self.folder}/{name}", reason)
+        def note(folder: _Folder) -> None:
+            manifests[folder] = self._manifest(folder)
 
-    def _names(self) -> list[str]:
-        """Folders that are or should be commits, newest first."""
-        entries = self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        names = [entry.base_name for entry in entries if entry.type == fs.FileType.Directory]
-        steps = [name for name in names if name.startswith("step-") and name[5:].isdigit()]
-        return sorted(steps, key=lambda name: int(name[5:]), reverse=True)
+        for folder in self._folders():
+            self._first_valid([folder], on_skip, note)
+        ranked = sorted(manifests, key=lambda folder: _merit(manifests[folder]), reverse=True)
+        return self._first_valid(ranked, on_skip, self._load)
 
-    def _read(self, name: str) -> tuple[dict[str, bytes], str | None]:
-        """The files of a commit, or why it is none."""
-        folder = f"{self._root}/{name}"
-        content = self._read_file(f"{folder}/{MANIFEST}")
-        if content is None:
-            return {}, f"{MANIFEST}: missing"
-        manifest, reason = _check_manifest(content, int(name[5:]))
-        if manifest is None:
-            return {}, reason
-        files = {MANIFEST: content}
-        for file_name, expected in manifest["files"].items():
-            content = self._read_file(f"{folder}/{file_name}")
-            if content is None:
-                return {}, f"{file_name}: missing"
-            if len(content) != expected["bytes"]:
-                return {}, f"{file_name}: {len(content):,} bytes, must be {expected['bytes']:,}"
-            if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-                return {}, f"{file_name}: SHA-256 differs"
-            files[file_name] = content
-        return files, None
+    def _first_valid(
+        self, folders: Iterable[_Folder], on_skip: OnSkip, read: Callable[[_Folder], T]
+    ) -> T | None:
+        for folder in folders:
+            path = self._path(folder.name)
+            try:
+                return read(folder)
+            except Damaged as damage:
+                on_skip(path, str(damage))
+            except OSError as error:
+                raise CheckpointError(
+                    f"run.folder: could not read the checkpoint {path}: {error}. It may be whole, so it is "
+                    f"not passed over. Mend the storage and try again, or delete {path} to do without it."
+                ) from error
+        return None
 
-    def _read_file(self, path: str) -> bytes | None:
+    def _load(self, folder: _Folder) -> Snapshot:
+        return from_files(self._path(folder.name), folder.step, self._read(folder, KNOWN_FILES))
+
+    def _load_state(self, folder: _Folder) -> dict[str, Any]:
+        return read_file(self._path(folder.name), STATE, self._read(folder, frozenset({STATE}))[STATE])
+
+    def _verify(self, folder: _Folder) -> str:
+        self._read(folder, frozenset())
+        return self._path(folder.name)
+
+    def _read(self, folder: _Folder, wanted: frozenset[str]) -> dict[str, bytes]:
+        """Verify every file of a commit, one at a time; returns the contents of those in `wanted`."""
+        contents = {}
+        for name, entry in self._manifest(folder).files.items():
+            content = self._read_file(folder, name)
+            entry.check(name, content)
+            if name in wanted:
+                contents[name] = content
+        return contents
+
+    def _manifest(self, folder: _Folder) -> Manifest:
+        return Manifest.from_bytes(self._path(folder.name), folder.step, self._read_file(folder, MANIFEST))
+
+    def _read_file(self, folder: _Folder, name: str) -> bytes:
+        path = f"{self._root}/{folder.name}/{name}"
         try:
-            with self._filesystem.open_input_stream(path) as stream:
+            with self._filesystem.open_input_stream(path, compression=None) as stream:
                 return bytes(stream.read())
-        except FileNotFoundError:
-            return None
         except OSError:
             if self._filesystem.get_file_info(path).type == fs.FileType.File:
                 raise
-            return None
+            raise Damaged(f"{name}: missing") from None
 
-    def _write_local(self, name: str, files: dict[str, bytes]) -> None:
-        root = Path(self._root)
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = root / f".writing-{name}-{uuid.uuid4().hex}"
-        try:
-            temporary.mkdir()
-            for file_name, content in files.items():
-                with (temporary / file_name).open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            _sync_folder(temporary)
-            if (root / name).exists():
-                (root / name).rename(root / f".replaced-{name}-{uuid.uuid4().hex}")
-            temporary.rename(root / name)
-            _sync_folder(root)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    def _folders(self) -> list[_Folder]:
+        """What should be commits, newest first."""
+        entries = self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        names = [entry.base_name for entry in entries if entry.type == fs.FileType.Directory]
+        matches = [match for name in names if (match := _Folder.NAME.fullmatch(name))]
+        return sorted((_Folder(int(m["step"]), m[0]) for m in matches), key=lambda folder: folder.order)
 
-    def _write_remote(self, name: str, files: dict[str, bytes]) -> None:
+    def _write_local(self, name: str, snapshot: Snapshot, score: float | None) -> int:
+        with appearing_folder(Path(self._root) / name) as hidden:
+            return _write_files(snapshot, score, partial(write_synced, hidden))
+
+    def _write_remote(self, name: str, snapshot: Snapshot, score: float | None) -> int:
         folder = f"{self._root}/{name}"
-        self._delete_remote(name)
-        self._filesystem.create_dir(folder, recursive=True)
-        for file_name in sorted(files, key=lambda key: key == MANIFEST):
-            with self._filesystem.open_output_stream(f"{folder}/{file_name}") as stream:
-                stream.write(files[file_name])
-
-    def _prune(self) -> None:
-        """Delete all but the newest `keep` and the best, and what killed writers left behind."""
-        names = self._names()
-        scores = {name: self._score(name) for name in names}
-        scored = [name for name in names if scores[name] is not None]
-        kept = set(names[: self._keep])
-        if scored:
-            kept.add(max(scored, key=lambda name: scores[name] or 0.0))
-        for name in names:
-            if name not in kept:
-                self._delete_local(name) if self._is_local else self._delete_remote(name)
-        if self._is_local:
-            for path in Path(self._root).glob(".*-step-*"):
-                abandoned = time.time() - path.stat().st_mtime > ABANDONED_S
-                if path.name.startswith(".replaced-") or abandoned:
-                    shutil.rmtree(path, ignore_errors=True)
-
-    def _score(self, name: str) -> float | None:
-        content = self._read_file(f"{self._root}/{name}/{MANIFEST}")
-        manifest, _ = _check_manifest(content or b"", int(name[5:]))
-        return None if manifest is None else manifest["score"]
-
-    def _delete_local(self, name: str) -> None:
-        hidden = Path(self._root) / f".replaced-{name}-{uuid.uuid4().hex}"
-        (Path(self._root) / name).rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
-
-    def _delete_remote(self, name: str) -> None:
-        folder = f"{self._root}/{name}"
-        if self._filesystem.get_file_info(f"{folder}/{MANIFEST}").type == fs.FileType.File:
-            self._filesystem.delete_file(f"{folder}/{MANIFEST}")
         if self._filesystem.get_file_info(folder).type == fs.FileType.Directory:
-            self._filesystem.delete_dir(folder)
+            self._delete(name)
+        self._filesystem.create_dir(folder, recursive=True)
+
+        def write(file: str, content: bytes) -> None:
+            with self._filesystem.open_output_stream(f"{folder}/{file}", compression=None) as stream:
+                stream.write(content)
+
+        return _write_files(snapshot, score, write)
+
+    def _prune(self, committed: int) -> None:
+        """Delete what is later than the step just committed, and all but the newest `keep` and the best."""
+        whole: dict[int, tuple[_Folder, Manifest]] = {}
+        for folder in self._folders():
+            if folder.step > committed or folder.step in whole:
+                self._delete(folder.name)
+                continue
+            try:
+                whole[folder.step] = folder, self._manifest(folder)
+            except Damaged:  # a killed writer's or deleter's
+                self._delete(folder.name)
+            except CheckpointError:  # of a newer version, or not Convoy's: not ours to delete
+                continue
+        newest = list(whole.values())[: self._keep]
+        best = max(whole.values(), key=lambda pair: _merit(pair[1]))
+        for folder, manifest in whole.values():
+            if (folder, manifest) not in newest and (folder, manifest) != best:
+                self._delete(folder.name)
+
+    def _delete(self, name: str) -> None:
+        """Delete a folder, its manifest first: half deleted it is no commit."""
+        manifest = f"{self._root}/{name}/{MANIFEST}"
+        if self._filesystem.get_file_info(manifest).type == fs.FileType.File:
+            self._filesystem.delete_file(manifest)
+        self._filesystem.delete_dir(f"{self._root}/{name}")
+
+    def _path(self, name: str) -> str:
+        return f"{self.folder}/{name}"
 
 
-def _manifest(step: int, score: float | None, files: dict[str, bytes]) -> bytes:
-    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    body = {"format": FORMAT_VERSION, "step": step, "score": score, "files": listed}
-    return json.dumps(body | {"digest": _digest(body)}, indent=1).encode()
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _check_manifest(content: bytes, step: int) -> tuple[dict[str, Any] | None, str]:
-    """The manifest, or why it cannot be believed.
-
-    Raises: CheckpointError if it was written by a newer version.
-    """
+@contextmanager
+def _storage_errors(doing: str) -> Iterator[None]:
     try:
-        manifest = json.loads(content)
-        digest = manifest.pop("digest")
-        canonical = json.dumps(manifest | {"digest": digest}, indent=1).encode() == content
-        if digest != _digest(manifest) or not canonical:
-            return None, f"{MANIFEST}: its digest differs"
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return None, f"{MANIFEST}: not a manifest"
-    if manifest["format"] > FORMAT_VERSION:
+        yield
+    except OSError as error:
         raise CheckpointError(
-            f"checkpoint format: got {manifest['format']}, this version reads up to {FORMAT_VERSION}. Update convoy-train."
-        )
-    if manifest["step"] != step:
-        return None, f"{MANIFEST}: of step {manifest['step']}, must be of step {step}"
-    return manifest, ""
+            f"run.folder: could not {doing}: {error}. The folder must be writable and have room for one more "
+            "checkpoint; those before it are as they were. Make room or mend the storage, then --resume."
+        ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _merit(manifest: Manifest) -> tuple[float, int]:
+    return float("-inf") if manifest.score is None else manifest.score, manifest.step
+
+
+def _write_files(snapshot: Snapshot, score: float | None, write: Callable[[str, bytes], None]) -> int:
+    """Write all files of a commit, the manifest last; returns their size together."""
+    entries = {}
+    for name, content in to_files(snapshot):
+        write(name, content)
+        entries[name] = Entry.of(content)
+    manifest = Manifest(snapshot.step, score, entries).to_bytes()
+    write(MANIFEST, manifest)
+    return len(manifest) + sum(entry.num_bytes for entry in entries.values())

@@ -23,10 +23,10 @@ def evaluate(
     The loss is cross entropy without label smoothing. Every worker gets the sums over all of them.
     """
     model = learner.model
-    strategy.share_buffers(model)
     totals = torch.zeros(3, dtype=torch.float64, device=learner.device)
     model.eval()
     with learner.average.applied_to(model) if learner.average else nullcontext(), torch.inference_mode():
+        strategy.share_buffers(model)
         for _ in range(epoch.num_steps):
             batch = next(batches)
             if len(batch.positions) == 0:

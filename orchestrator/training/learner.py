@@ -19,7 +19,7 @@ class Learner:
     def __init__(self, experiment: Experiment, model: nn.Module, device: torch.device) -> None:
         memory_format = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
         self.device = device
-        self.model = model.to(device=device).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.model = model.to(device=device).to(memory_format=memory_format)
         self.optimizer = build_optimizer(self.model, experiment.train.optimizer)
         self.precision = Precision(experiment.precision, device)
         decay = experiment.train.ema_decay

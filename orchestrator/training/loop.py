@@ -261,7 +261,9 @@ def _non_finite(training: Training, batch: Batch, ranks: list[int]) -> NonFinite
             batch.epoch, training.train_epoch.share(batch.step, rank, strategy.world_size)
         )
     ]
-    shown = ", ".join(ids[:MAX_IDS_IN_MESSAGE]) + (f" and {len(ids) - MAX_IDS_IN_MESSAGE} more" if len(ids) > 8 else "")
+    shown = ", ".join(ids[:MAX_IDS_IN_MESSAGE]) + (
+        f" and {len(ids) - MAX_IDS_IN_MESSAGE} more" if len(ids) > 8 else ""
+    )
     return NonFiniteLoss(
         f"the loss became NaN or infinite in step {progress.steps + 1} (epoch {batch.epoch}) on rank "
         f"{', '.join(map(str, ranks))}, whose samples were {shown}. "

@@ -65,9 +65,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     Shapes: grad_output (N, K, H', W'), input (N, C, H, W) -> (K, C / groups, R, S).
     """
     grads, images = _grouped_grads(grad_output, shape), _grouped_images(input, shape)
-    filters = images.new_empty(
-        shape.groups, shape.k // shape.groups, shape.c // shape.groups, shape.r, shape.s
-    )
+    filters = images.new_empty(shape.groups, shape.k // shape.groups, shape.c // shape.groups, shape.r, shape.s)
     for r, s, rows, columns in _taps(shape):
         filters[..., r, s] = torch.einsum("ngchw,ngkhw->gkc", images[..., rows, columns], grads)
     return filters.reshape(shape.weight_size).to(input.dtype)
@@ -92,16 +90,12 @@ def _grouped_images(input: Tensor, shape: ConvShape) -> Tensor:
 
 def _grouped_grads(grad_output: Tensor, shape: ConvShape) -> Tensor:
     """(N, K, H', W') -> (N, groups, K / groups, H', W')."""
-    return _widened(grad_output).reshape(
-        shape.n, shape.groups, shape.k // shape.groups, shape.out_h, shape.out_w
-    )
+    return _widened(grad_output).reshape(shape.n, shape.groups, shape.k // shape.groups, shape.out_h, shape.out_w)
 
 
 def _grouped_filters(weight: Tensor, shape: ConvShape) -> Tensor:
     """(K, C / groups, R, S) -> (groups, K / groups, C / groups, R, S)."""
-    return _widened(weight).reshape(
-        shape.groups, shape.k // shape.groups, shape.c // shape.groups, shape.r, shape.s
-    )
+    return _widened(weight).reshape(shape.groups, shape.k // shape.groups, shape.c // shape.groups, shape.r, shape.s)
 
 
 def _widened(tensor: Tensor) -> Tensor:

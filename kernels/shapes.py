@@ -88,9 +88,7 @@ class ConvShape:
             )
         stride, dilation = pair(stride), pair(dilation)
         sides = _padding(padding, (r, s), stride, dilation)
-        return cls(
-            n=n, c=c, h=h, w=w, k=k, r=r, s=s, stride=stride, padding=sides, dilation=dilation, groups=groups
-        )
+        return cls(n=n, c=c, h=h, w=w, k=k, r=r, s=s, stride=stride, padding=sides, dilation=dilation, groups=groups)
 
     @classmethod
     def of_module(cls, conv: nn.Conv2d, input: Tensor) -> "ConvShape":
@@ -100,12 +98,9 @@ class ConvShape:
         """
         if conv.padding_mode != "zeros":
             raise UnsupportedShape(
-                f"padding_mode: got {conv.padding_mode!r}, must be 'zeros'. "
-                "Pad the input before the convolution."
+                f"padding_mode: got {conv.padding_mode!r}, must be 'zeros'. Pad the input before the convolution."
             )
-        options: dict[str, Any] = {
-            name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")
-        }
+        options: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
         return cls.of(input, conv.weight, **options)
 
     @property
@@ -176,8 +171,7 @@ def _padding(padding: IntOrPair | str, filter_size: Pair, stride: Pair, dilation
     if padding == "same":
         if stride != (1, 1):
             raise ValueError(
-                f"padding: got 'same' with stride={stride}, must be with stride 1. "
-                "Give the padding as numbers."
+                f"padding: got 'same' with stride={stride}, must be with stride 1. Give the padding as numbers."
             )
         rows, columns = (step * (size - 1) for size, step in zip(filter_size, dilation, strict=True))
         return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)

@@ -1,0 +1,22 @@
+"""Who does what: from an experiment to a plan, and from a plan to a run on Ray.
+
+cli.py         every command; errors become one message and an exit code
+__main__.py    `python -m orchestrator`, the same command for a job on a cluster
+config/        experiment files -> frozen models, or all that is wrong with them
+plan.py        (experiment, resources) -> Plan; pure
+explain.py     a plan as text
+launch.py      Plan -> run; the only file that starts anything
+worker.py      what runs in every worker: tables of names -> the parts of the loop
+training/      the loop and its parts: plain torch, no Ray
+strategies/    what happens between the backward pass and the next forward pass
+models/        the networks that an experiment can name
+failure.py     what to do when a run fails; pure
+channel.py     how a worker reaches the run log, in this process or another
+worker_log.py  a worker's end of it
+run_log.py     the one writer of a run's records
+run_folder.py  the files of a run, and the lock on them
+live.py        the table that a person watches
+evaluation.py  a checkpoint of a run, evaluated
+report/        a run folder -> one HTML page
+errors.py      the failures that a user sees as one message
+"""

@@ -27,9 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Target = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, or the folder of a run.")
-]
+Target = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, or the folder of a run.")]
 Folder = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/digits.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.epochs=5.")
@@ -41,18 +39,12 @@ def train(
     experiment: Target,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")
-    ] = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Print experiment and plan; start nothing.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print experiment and plan; start nothing.")] = False,
 ) -> None:
     """Train an experiment, or go on with a run."""
     if resume and overwrite:
-        raise InputError(
-            "--resume, --overwrite: got both, must be one of them. Choose whether to keep what is there."
-        )
+        raise InputError("--resume, --overwrite: got both, must be one of them. Choose whether to keep what is there.")
     chosen = _experiment(experiment, overrides or [])
     # ray takes seconds to import: not before the experiment has been read
     from orchestrator import launch
@@ -77,9 +69,7 @@ def train(
 @app.command()
 def evaluate(
     run: Folder,
-    newest: Annotated[
-        bool, typer.Option("--newest", help="The newest checkpoint instead of the best.")
-    ] = False,
+    newest: Annotated[bool, typer.Option("--newest", help="The newest checkpoint instead of the best.")] = False,
 ) -> None:
     """Evaluate a run's best checkpoint on its validation samples."""
     folder = _run_folder(run)
@@ -147,9 +137,7 @@ def _run_folder(path: str) -> RunFolder:
 
 def _of_run(folder: RunFolder, overrides: Sequence[str]) -> Experiment:
     """A run's own experiment; the folder is where it lies now, whatever it was called then."""
-    return load_experiment(
-        str(folder.local / "experiment.yaml"), [*overrides, f"run.folder={json.dumps(folder.path)}"]
-    )
+    return load_experiment(str(folder.local / "experiment.yaml"), [*overrides, f"run.folder={json.dumps(folder.path)}"])
 
 
 def main() -> None:

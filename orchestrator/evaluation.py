@@ -19,9 +19,7 @@ from pipelines.loader import batches_from_threads
 from pipelines.order import Position
 
 
-def evaluate_run(
-    folder: RunFolder, experiment: Experiment, resources: Resources, *, newest: bool
-) -> dict[str, Any]:
+def evaluate_run(folder: RunFolder, experiment: Experiment, resources: Resources, *, newest: bool) -> dict[str, Any]:
     """Evaluate a run's best checkpoint, or its newest, on `data.val`.
 
     Raises: CheckpointError if the run has no valid checkpoint.

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,7 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
         raise InputError(f"data.val: {error}") from error
     num_classes = len(train.listing.classes)
     data = experiment.data
-    model = measure(
-        experiment.model, num_classes=num_classes, channels=data.channels, image_size=data.image_size
-    )
+    model = measure(experiment.model, num_classes=num_classes, channels=data.channels, image_size=data.image_size)
     size = DataSize(len(train.listing), len(val.listing), num_classes)
     return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)
 
@@ -126,9 +125,7 @@ def resources_here(experiment: Experiment) -> Resources:
     if ray.is_initialized():
         total = ray.cluster_resources()
         nodes = sum(node["Alive"] for node in ray.nodes())
-        return Resources(
-            int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes, int(total.get("memory", 0))
-        )
+        return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes, int(total.get("memory", 0)))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     del experiment
     return Resources(len(os.sched_getaffinity(0)), gpus)
@@ -160,9 +157,7 @@ def _check_folder(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
             "or give this run another name by run.name=NAME."
         )
     if resume and not folder.has_run:
-        raise InputError(
-            f"run.folder: {folder.path} holds no run to --resume. Leave --resume out to start one."
-        )
+        raise InputError(f"run.folder: {folder.path} holds no run to --resume. Leave --resume out to start one.")
 
 
 def _check_identity(folder: RunFolder, prepared: Prepared) -> None:
@@ -217,9 +212,13 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         uses_ray = self._prepared.plan.uses_ray
-        channel: Channel = (
-            self._start_log_actor() if uses_ray else DirectChannel(RunLog(self._folder, self._budget))
-        )
+        channel: Channel
+        if uses_ray:
+            channel = actor = self._start_log_actor()
+            train = partial(self._train_in_group, actor)
+        else:
+            channel = DirectChannel(RunLog(self._folder, self._budget))
+            train = partial(self._train_here, channel)
         error: RunError | None = None
         outcome: Outcome | None = None
         with _stopping(channel), self._watch(channel, self._prepared.plan, self._prepared.experiment):

@@ -37,9 +37,7 @@ def watching(channel: Channel, plan: Plan, experiment: Experiment) -> Iterator[N
         thread.join()
 
 
-def _show_table(
-    console: Console, channel: Channel, plan: Plan, experiment: Experiment, ended: threading.Event
-) -> None:
+def _show_table(console: Console, channel: Channel, plan: Plan, experiment: Experiment, ended: threading.Event) -> None:
     started = time.time()
     shown = 0
     with Live(console=console, refresh_per_second=4, transient=False) as live:
@@ -63,13 +61,7 @@ def _table(view: View, plan: Plan, experiment: Experiment, elapsed_s: float) -> 
     cells = row(view, plan, experiment)
     table.add_row(*cells.values())
     done = view.step["step"] if view.step else 0
-    state = (
-        f"starting, {elapsed_s:.0f} s"
-        if view.step is None
-        else "stopping after this step"
-        if view.stopping
-        else ""
-    )
+    state = f"starting, {elapsed_s:.0f} s" if view.step is None else "stopping after this step" if view.stopping else ""
     bar = ProgressBar(total=plan.total_steps, completed=done, width=72)
     restarts = f"{view.restarts} restarts  " if view.restarts else ""
     return Group(table, bar, Text(f"{restarts}{state}", style="dim"))
@@ -84,14 +76,12 @@ def _print_lines(
         view: View = channel.call("view")
         for event in _new_events(view, shown):
             if event["event"] != "commit":
-                print(f"{event['event']}: {event['message']}", flush=True)
+                console.print(f"{event['event']}: {event['message']}", soft_wrap=True, highlight=False, markup=False)
         shown = view.num_events
         new_epoch = view.epoch["epoch"] if view.epoch else None
         if new_epoch != epoch or (view.step and time.time() - printed_at > LINE_EVERY_S):
             epoch, printed_at = new_epoch, time.time()
-            print(
-                "  ".join(f"{name} {cell}" for name, cell in row(view, plan, experiment).items()), flush=True
-            )
+            print("  ".join(f"{name} {cell}" for name, cell in row(view, plan, experiment).items()), flush=True)
         if last:
             return
         ended.wait(REFRESH_S)

@@ -87,9 +87,7 @@ class RunLog:
             self.event("resize", f"{before} workers became {workers}", workers_before=before, workers=workers)
         self._drop_trace(step)
         where = f"epoch {epoch}, step {step}"
-        self.event(
-            "start", f"training on {workers} workers from {where}", epoch=epoch, step=step, workers=workers
-        )
+        self.event("start", f"training on {workers} workers from {where}", epoch=epoch, step=step, workers=workers)
         return self._attempt
 
     def place(self, worker: WorkerPlace) -> None:

@@ -159,9 +159,7 @@ def _train(
     )
     try:
         return Outcome(train(training), progress.to_json())
-    except (
-        RunError
-    ) as error:  # it would only repeat itself: ended here, so that Ray does not start the group anew
+    except RunError as error:  # it would only repeat itself: ended here, so that Ray does not start the group anew
         return Outcome("failed", progress.to_json(), error.message, error.details)
     finally:
         log.close()

@@ -19,9 +19,7 @@ class WorkerLog:
     `sample_ids` names the samples at positions of an epoch; None where nothing is traced.
     """
 
-    def __init__(
-        self, channel: Channel, rank: int, sample_ids: Callable[[int, range], list[str]] | None
-    ) -> None:
+    def __init__(self, channel: Channel, rank: int, sample_ids: Callable[[int, range], list[str]] | None) -> None:
         self._channel = channel
         self._rank = rank
         self._sample_ids = sample_ids

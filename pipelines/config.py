@@ -39,9 +39,7 @@ def expand_shorthand(value: Any) -> Any:
 class ShorthandSchema:
     """Adds the forms that `expand_shorthand` reads to the JSON schema of a union."""
 
-    def __get_pydantic_json_schema__(
-        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         union = handler(core_schema)
         models: dict[str, str] = union["discriminator"]["mapping"]
         forms: list[JsonSchemaValue] = []

@@ -39,9 +39,7 @@ class OutOfOrderError(RuntimeError):
     """A block of the data pipeline is not the one that comes next."""
 
 
-def batches_from_blocks(
-    blocks: Iterable[dict[str, NDArray[Any]]], layout: Layout, rank: int
-) -> Iterator[Batch]:
+def batches_from_blocks(blocks: Iterable[dict[str, NDArray[Any]]], layout: Layout, rank: int) -> Iterator[Batch]:
     """Take chunks apart into the batches of one rank, from `layout.start` on.
 
     `blocks` are those of `pipelines.stages`, one chunk each.
@@ -55,9 +53,7 @@ def batches_from_blocks(
             yield from _steps(arrays, layout)
     missing = next(numbers, None)
     if missing is not None:
-        raise OutOfOrderError(
-            f"the data pipeline ended before {layout.chunk(missing)} of {layout.num_chunks} chunks."
-        )
+        raise OutOfOrderError(f"the data pipeline ended before {layout.chunk(missing)} of {layout.num_chunks} chunks.")
 
 
 def batches_from_threads(
@@ -100,9 +96,7 @@ def _check_address(address: NDArray[np.int64], layout: Layout, expected: int | N
     got = Chunk(*(int(word) for word in address))
     wanted = None if expected is None else layout.chunk(expected)
     if got != wanted:
-        raise OutOfOrderError(
-            f"the data pipeline delivered {got}, but next is {wanted or 'the end of the run'}."
-        )
+        raise OutOfOrderError(f"the data pipeline delivered {got}, but next is {wanted or 'the end of the run'}.")
 
 
 def _steps(arrays: dict[str, NDArray[Any]], layout: Layout) -> Iterator[Batch]:

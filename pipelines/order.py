@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pipelines.randomness import mix, philox, words
 
+_BLOCK = 2**15  # samples whose keys are made at once: what Philox works on stays in the processor's cache
+
 
 @lru_cache(maxsize=4)
 def order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
@@ -22,11 +24,15 @@ def order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
     Samples are sorted by a 64-bit Philox key each, so the order is the same for ever on every machine and
     library version (numpy's own `permutation` promises no stable stream).
     """
-    counter = np.zeros((num_samples, 4), np.uint64)
-    counter[:, 0] = np.arange(num_samples, dtype=np.uint64)
-    counter[:, 2] = epoch
-    bits = philox(counter, words(mix("order", seed)))
-    permutation = np.argsort((bits[:, 0] << np.uint64(32)) | bits[:, 1], kind="stable")
+    keys = np.empty(num_samples, np.uint64)
+    for start in range(0, num_samples, _BLOCK):
+        numbers = np.arange(start, min(start + _BLOCK, num_samples), dtype=np.uint64)
+        counter = np.zeros((len(numbers), 4), np.uint64)
+        counter[:, 0] = numbers
+        counter[:, 2] = epoch
+        bits = philox(counter, words(mix("order", seed)))
+        keys[start : start + _BLOCK] = (bits[:, 0] << np.uint64(32)) | bits[:, 1]
+    permutation = np.argsort(keys, kind="stable")
     permutation.flags.writeable = False
     return permutation
 

@@ -49,27 +49,24 @@ class Recipe:
                 images[i] = decode(self.source.read(index), config.image_size, config.channels)
             except (UndecodableImage, OSError) as error:
                 raise UndecodableImage(
-                    f"sample {listing.ids[index]} at position {positions[i]} of epoch {epoch} cannot be read: {error}"
+                    f"sample {listing.ids[index]} at position {positions[i]} of epoch {epoch} cannot be read: {error}. "
+                    "Repair the file or take it out of the data."
                 ) from error
         if self.training:
             images = self._augment(images, epoch, indices)
-        checksums = (
-            np.array([zlib.crc32(image.tobytes()) for image in images], np.uint32) if self.checksums else None
-        )
+        checksums = np.array([zlib.crc32(image.tobytes()) for image in images], np.uint32) if self.checksums else None
         return Samples(images, listing.labels[indices], checksums)
 
     def indices(self, epoch: int, positions: range) -> NDArray[np.int64]:
         """The samples at positions of an epoch, as indexes into the source."""
-        places = np.arange(positions.start, positions.stop)
+        places = np.arange(positions.start, positions.stop, positions.step)
         return order(self.seed, epoch, len(self.source.listing))[places] if self.training else places
 
     def sample_ids(self, epoch: int, positions: range) -> list[str]:
         ids: list[str] = self.source.listing.ids.take(self.indices(epoch, positions)).to_pylist()
         return ids
 
-    def _augment(
-        self, images: NDArray[np.uint8], epoch: int, indices: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
+    def _augment(self, images: NDArray[np.uint8], epoch: int, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         keys = self.source.listing.keys[indices]
         for number, augmentation in enumerate(self.config.augment):
             if isinstance(augmentation, CpuAugmentation):

@@ -119,18 +119,14 @@ def _read_task(start: int, stop: int) -> ReadTask:
     def read() -> Iterable[pa.Table]:
         yield pa.table({"chunk": np.arange(start, stop)})
 
-    metadata = BlockMetadata(
-        num_rows=stop - start, size_bytes=8 * (stop - start), input_files=None, exec_stats=None
-    )
+    metadata = BlockMetadata(num_rows=stop - start, size_bytes=8 * (stop - start), input_files=None, exec_stats=None)
     return ReadTask(read, metadata)
 
 
 class _Produce:
     """The actor: makes the chunks that it is given the numbers of."""
 
-    def __init__(
-        self, recipe: "ray.ObjectRef[Recipe]", layout: Layout, sample_shape: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, recipe: "ray.ObjectRef[Recipe]", layout: Layout, sample_shape: tuple[int, int, int]) -> None:
         self._fill: Callable[[int], dict[str, np.ndarray]] = ChunkMaker(ray.get(recipe), layout, sample_shape)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

@@ -162,7 +162,7 @@ class Allowed:
         here = [(*section, name) for name in names]
         scored = []
         for setting in dict.fromkeys([*here, *self.settings()]):
-            similarity = SequenceMatcher(None, written, str(setting[-1]).lower()).ratio()
+            similarity = _similarity(written, str(setting[-1]).lower())
             if similarity >= 0.7:
                 score = similarity + (0.15 if setting in here else 0.0)
                 scored.append((-score, _steps(section, setting), setting))
@@ -176,8 +176,15 @@ def choices(allowed: Schema) -> list[Any]:
 
 def _bounds(allowed: Schema) -> str:
     limits = [(sign, allowed[key]) for key, sign in _BOUNDS.items() if key in allowed]
-    bounds = [f"{sign} {int(limit) if limit == int(limit) else limit}" for sign, limit in limits]
+    bounds = [f"{sign} {_short(limit)}" for sign, limit in limits]
     return f" {either(bounds, 'and')}" if bounds else ""
+
+
+def _short(limit: float) -> str:
+    if limit != int(limit):
+        return str(limit)
+    power = int(limit).bit_length() - 1
+    return f"2^{power}" if power > 31 and limit == 2**power else str(int(limit))
 
 
 def _get(value: Any, part: str | int) -> Any:
@@ -186,6 +193,12 @@ def _get(value: Any, part: str | int) -> Any:
     if isinstance(value, list) and isinstance(part, int) and part < len(value):
         return value[part]
     return MISSING
+
+
+def _similarity(one: str, other: str) -> float:
+    """Give 1 for the same name; sharing a word, as `batch_size` and `global_batch` do, is worth 0.75."""
+    ratio = SequenceMatcher(None, one, other).ratio()
+    return max(ratio, 0.75) if set(one.split("_")) & set(other.split("_")) else ratio
 
 
 def _steps(section: Path, setting: Path) -> int:

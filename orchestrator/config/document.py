@@ -83,6 +83,8 @@ def plain(text: str) -> Any:
 def _explain(error: yaml.MarkedYAMLError, filename: str) -> tuple[str, str]:
     mark = error.problem_mark or error.context_mark
     problem = str(error.problem or error.context)
+    if problem.startswith("but "):
+        problem = f"{error.context}, {problem}"
     problem = problem.replace("'<stream end>'", "the end").replace("<block end>", "the end of the section")
     hint = " Indent with spaces, not tabs." if "\\t" in problem else ""
     location = f"{filename}:{mark.line + 1}:{mark.column + 1}" if mark else filename
@@ -135,7 +137,7 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > MAX_DEPTH:
             problem = f"nested deeper than {MAX_DEPTH} levels"
-            raise yaml.composer.ComposerError(None, None, problem, self.get_mark())
+            raise yaml.composer.ComposerError(None, None, problem, parent.start_mark if parent else None)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

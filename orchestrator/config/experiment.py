@@ -74,9 +74,7 @@ class SgdConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "SgdConfig":
         if self.nesterov and self.momentum == 0.0:
-            raise ValueError(
-                "nesterov: got true with momentum: 0. Nesterov needs a momentum > 0, such as 0.9."
-            )
+            raise ValueError("nesterov: got true with momentum: 0. Nesterov needs a momentum > 0, such as 0.9.")
         return self
 
 

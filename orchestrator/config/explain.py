@@ -6,6 +6,7 @@ field or section needs nothing here.
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -21,7 +22,7 @@ _NAMED = re.compile(r"(?P<setting>[a-z_]\w*(?:\.\w+)*): (?P<message>.+)", re.DOT
 
 def explain(errors: Iterable[ErrorDetails], document: Document) -> list[Mistake]:
     """Translate all errors, but for those at or inside of what the document already calls a mistake."""
-    allowed = Allowed(experiment_schema())
+    allowed = _allowed()
     mistakes: dict[Path, Mistake] = {}
     for error in errors:
         path, message = _explain(error, document, allowed)
@@ -29,6 +30,11 @@ def explain(errors: Iterable[ErrorDetails], document: Document) -> list[Mistake]
         if not known and path not in mistakes:
             mistakes[path] = Mistake(dotted(path), document.locate(path), message)
     return list(mistakes.values())
+
+
+@cache
+def _allowed() -> Allowed:
+    return Allowed(experiment_schema())
 
 
 def _explain(error: ErrorDetails, document: Document, allowed: Allowed) -> tuple[Path, str]:

@@ -88,13 +88,17 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
 
-    def represent_sequence(
-        self, tag: str, sequence: Any, flow_style: bool | None = None
-    ) -> yaml.SequenceNode:
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Without escapes, PyYAML 6.0 folds a line break such as U+0085 into a space.
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
         flat = not any(isinstance(entry, dict | list) for entry in sequence)
-        return super().represent_sequence(
-            tag, sequence, flow_style=flat if flow_style is None else flow_style
-        )
+        return super().represent_sequence(tag, sequence, flow_style=flat if flow_style is None else flow_style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _refusal(path: str, message: str) -> ConfigError:

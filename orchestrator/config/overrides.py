@@ -57,9 +57,7 @@ def _set(root: dict[str, Any], names: Sequence[str], value: Any) -> Path:
         elif isinstance(here, list):
             key = _index(here, name, path)
         else:
-            raise ValueError(
-                f"{dotted(path)} is {show(here)} and has no parts. Give {dotted(path)}=VALUE as a whole."
-            )
+            raise ValueError(f"{dotted(path)} is {show(here)} and has no parts. Give {dotted(path)}=VALUE as a whole.")
         path = (*path, key)
         if depth == len(names) - 1:
             here[key] = value

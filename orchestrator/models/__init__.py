@@ -1,0 +1,6 @@
+"""The networks that an experiment can name.
+
+zoo.py    the table of names: ours, and torchvision's
+small.py  a residual network for images of 8 to 32 pixels
+size.py   weights, activations and multiply-adds of a network, without running it
+"""

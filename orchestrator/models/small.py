@@ -49,9 +49,7 @@ class SmallResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(width, depth, norm, dropout)
-        self.stem = nn.Sequential(
-            _conv3x3(channels, width, stride=1), _norm(norm, width), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(_conv3x3(channels, width, stride=1), _norm(norm, width), nn.ReLU(inplace=True))
         blocks: list[nn.Module] = [Block(width, width, 1, norm) for _ in range(depth)]
         for _ in range(num_halvings(image_size)):
             blocks.append(Block(width, 2 * width, 2, norm))

@@ -7,6 +7,7 @@ page.py      the page, section by section
 curves.py    the charts of a run: which series, axes and marks
 tables.py    events, phases, slowest steps, figures by epoch, versions
 charts.py    data -> SVG: lines, stacked areas, histogram, bar of shares
+markup.py    text -> escaped HTML elements
 axes.py      ranges and round ticks
 series.py    thinning and smoothing of long series
 wording.py   numbers, durations and times as text

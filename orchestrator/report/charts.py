@@ -72,9 +72,7 @@ def stacked_areas(label: str, names: Sequence[str], x_values: Floats, shares: Fl
         outline = [*_points(xs, tops[:, index + 1]), *reversed(_points(xs, tops[:, index]))]
         if shares[:, index].any():
             parts.append(f'<path class="area {name}" d="M{"L".join(outline)}Z"/>')
-    columns = [
-        Series(name.replace("_", " "), name, x_values, shares[:, index]) for index, name in enumerate(names)
-    ]
+    columns = [Series(name.replace("_", " "), name, x_values, shares[:, index]) for index, name in enumerate(names)]
     return _svg(label, [*parts, f'<g class="over">{_frame(x, y)}</g>', *_bands(columns[::-1], x, y)])
 
 
@@ -186,9 +184,7 @@ def _bands(series: Sequence[Series], x: Axis, y: Axis) -> list[str]:
         for line in series:
             inside = line.y[np.searchsorted(line.x, group[0]) : np.searchsorted(line.x, group[-1], "right")]
             lines += (
-                [f"{line.name}: {_spread(inside[np.isfinite(inside)], y.units)}"]
-                if np.isfinite(inside).any()
-                else []
+                [f"{line.name}: {_spread(inside[np.isfinite(inside)], y.units)}"] if np.isfinite(inside).any() else []
             )
         parts.append(
             f'<rect class="band" x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" height="{BOTTOM - TOP}">'

@@ -105,9 +105,7 @@ def _step_lines(record: Record, values: Floats) -> list[Series]:
 
 def _epoch_lines(record: Record, train: str, val: str) -> list[Series]:
     x = np.array([float(epoch.epoch) for epoch in record.epochs])
-    columns = [
-        np.array([getattr(epoch, name) for epoch in record.epochs], np.float64) for name in (train, val)
-    ]
+    columns = [np.array([getattr(epoch, name) for epoch in record.epochs], np.float64) for name in (train, val)]
     return [Series("train", "train", x, columns[0]), Series("validation", "val", x, columns[1])]
 
 
@@ -116,11 +114,7 @@ def _step_figure(record: Record, title: str, lines: Sequence[Series], y: Axis) -
     if not np.isfinite(lines[0].y).any():
         return figure(title, nothing("Nothing recorded yet."))
     missing = int(np.isnan(lines[0].y).sum())
-    note = (
-        f"{missing:,} of {len(steps):,} values are missing, NaN or infinite and leave a gap."
-        if missing
-        else ""
-    )
+    note = f"{missing:,} of {len(steps):,} values are missing, NaN or infinite and leave a gap." if missing else ""
     x = exact(float(steps[0]), float(steps[-1]), STEP, least=1.0)
     return _line_figure(title, lines, x, y, _marks(record, float), note)
 
@@ -136,9 +130,7 @@ def _epoch_figure(record: Record, title: str, lines: Sequence[Series], y: Axis) 
     return _line_figure(title, lines, x, y, marks)
 
 
-def _line_figure(
-    title: str, lines: Sequence[Series], x: Axis, y: Axis, marks: Sequence[Mark], note: str = ""
-) -> Html:
+def _line_figure(title: str, lines: Sequence[Series], x: Axis, y: Axis, marks: Sequence[Mark], note: str = "") -> Html:
     drawn = merged(marks, x)
     names: dict[str, list[str]] = {}
     for mark in drawn:

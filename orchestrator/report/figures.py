@@ -56,14 +56,10 @@ def figures(record: Record) -> Figures:
         steps=_first(result, "steps", float(steps.column("step")[-1]) if len(steps) else 0.0),
         samples_seen=_first(result, "samples_seen", float(samples)),
         images_per_s=_first(result, "images_per_s", _ratio(samples, step_s)),
-        data_wait_share=_first(
-            result, "data_wait_share", _ratio(seconds[PHASES.index("data_wait")], seconds.sum())
-        ),
+        data_wait_share=_first(result, "data_wait_share", _ratio(seconds[PHASES.index("data_wait")], seconds.sum())),
         restarts=int(_first(result, "restarts", sum(event.kind == "restart" for event in record.events))),
         wall_s=_first(result, "wall_s", record.last_sign - record.started),
-        evaluation_s=_first(
-            result, "evaluation_s", float(np.nansum([epoch.evaluation_s for epoch in epochs]))
-        ),
+        evaluation_s=_first(result, "evaluation_s", float(np.nansum([epoch.evaluation_s for epoch in epochs]))),
     )
 
 

@@ -66,9 +66,7 @@ def figure(title: str, drawing: str, keys: Iterable[str] = (), note: str = "") -
 
 def key(name: str, sample: str) -> Html:
     """An entry of a legend: `sample` is SVG drawn on 20 x 10."""
-    return element(
-        "span", Html(f'<svg viewBox="0 0 20 10" aria-hidden="true">{sample}</svg>'), name, style="key"
-    )
+    return element("span", Html(f'<svg viewBox="0 0 20 10" aria-hidden="true">{sample}</svg>'), name, style="key")
 
 
 def nothing(sentence: str) -> Html:

@@ -118,9 +118,7 @@ def read_record(folder: Path) -> Record:
     Raises: InputError if `folder` is no folder.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"report: got {str(folder)!r}, must be the folder of a run. Try one of the folders in runs/."
-        )
+        raise InputError(f"report: got {str(folder)!r}, must be the folder of a run. Try one of the folders in runs/.")
     notes: list[str] = []
     text, experiment = _read_experiment(folder / "experiment.yaml", notes)
     rows, epochs = _read_metrics(folder / "metrics.jsonl", notes)

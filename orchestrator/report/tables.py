@@ -52,9 +52,7 @@ def slowest_steps(record: Record, num_rows: int = 6) -> Html:
         largest = int(np.argmax(seconds))
         most = percent(float(seconds[largest] / seconds.sum()), 0) if seconds.any() else ""
         place = (count(steps.column(name)[index]) for name in ("step", "epoch"))
-        rows.append(
-            Row((*place, duration(float(step_s[index])), join([_swatch(PHASES[largest]), " ", most])))
-        )
+        rows.append(Row((*place, duration(float(step_s[index])), join([_swatch(PHASES[largest]), " ", most]))))
     listing = table([("step", "num"), ("epoch", "num"), ("time", "num"), ("most of it", "text")], rows)
     return join([listing, element("p", f"{summary}, longest {duration(places[100])}.", style="note")])
 
@@ -82,9 +80,7 @@ def event_table(record: Record) -> Html:
 
 def epoch_table(record: Record) -> Html:
     """The figures of each epoch, newest last."""
-    columns = [
-        (name, "num") for name in ("epoch", "step", "train loss", "train acc.", "val. loss", "val. acc.")
-    ]
+    columns = [(name, "num") for name in ("epoch", "step", "train loss", "train acc.", "val. loss", "val. acc.")]
     columns += [(name, "num") for name in ("images/s", "data wait", "evaluation")]
     rows = [
         Row(
@@ -110,9 +106,7 @@ def versions_table(record: Record) -> Html:
     versions = record.result.get("versions")
     if not isinstance(versions, dict) or not versions:
         return nothing("Written when the run ends.")
-    return table(
-        [("package", ""), ("version", "")], [Row((str(name), str(value))) for name, value in versions.items()]
-    )
+    return table([("package", ""), ("version", "")], [Row((str(name), str(value))) for name, value in versions.items()])
 
 
 def _rows(record: Record, kind: str, events: list[Event]) -> list[Row]:
@@ -120,9 +114,7 @@ def _rows(record: Record, kind: str, events: list[Event]) -> list[Row]:
     if kind != "commit" or len(events) < 3:
         return [_row(record, event, _story(event)) for event in events]
     last = events[-1]
-    spent, written = (
-        sum(number(event.fields.get(name)) for event in events) for name in ("seconds", "bytes")
-    )
+    spent, written = (sum(number(event.fields.get(name)) for event in events) for name in ("seconds", "bytes"))
     all_of_them = f"{duration(spent)}, {size(written)} in all"
     message = f"{len(events)} commits from step {events[0].step:,} on: {all_of_them}. The last: "
     return [_row(record, last, join([message, _story(last)]))]
@@ -130,13 +122,9 @@ def _rows(record: Record, kind: str, events: list[Event]) -> list[Row]:
 
 def _row(record: Record, event: Event, story: Html) -> Row:
     style = MARKED.get(event.kind, "quiet" if event.kind == "commit" else "")
-    kind = element(
-        "span", event.kind.replace("_", " "), style=f"kind {'' if style == 'quiet' else style}".strip()
-    )
+    kind = element("span", event.kind.replace("_", " "), style=f"kind {'' if style == 'quiet' else style}".strip())
     after = since(event.time - record.started)
-    return Row(
-        (after, count(event.step), str(event.attempt), kind, story), "quiet" if style == "quiet" else ""
-    )
+    return Row((after, count(event.step), str(event.attempt), kind, story), "quiet" if style == "quiet" else "")
 
 
 def _story(event: Event) -> Html:
@@ -153,9 +141,7 @@ def _story(event: Event) -> Html:
 
 def _fields(event: Event) -> str:
     """The fields that say more than the other columns: `cause workers; ranks 1, 3`."""
-    shown = {
-        name: value for name, value in event.fields.items() if name not in ("event", "error", "step", "epoch")
-    }
+    shown = {name: value for name, value in event.fields.items() if name not in ("event", "error", "step", "epoch")}
     texts = {
         name: ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
         for name, value in shown.items()

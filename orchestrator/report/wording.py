@@ -51,11 +51,7 @@ def size(num_bytes: float) -> str:
 
 def moment(time: float) -> str:
     """Unix seconds as date and time, UTC."""
-    return (
-        datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        if math.isfinite(time)
-        else MISSING
-    )
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if math.isfinite(time) else MISSING
 
 
 def since(seconds: float) -> str:

@@ -1,0 +1,17 @@
+"""The training loop and its parts: plain torch, no Ray, the same in a test and on a cluster.
+
+loop.py                 the loop; read this first
+learner.py              the model and all that changes with it, to save and restore as one
+optim.py                the optimizer of an experiment
+schedule.py             the learning rate of a step; pure
+precision.py            in which arithmetic: autocast, loss scaling
+regularize.py           label smoothing, average of weights
+evaluate.py             accuracy over all samples by all workers, exactly
+progress.py             how far a run has come, as plain numbers
+phases.py               the parts that every second is split into
+accounting.py           the clock that splits it
+checkpoint.py           what a checkpoint holds, and how it becomes files
+checkpoint_manifest.py  what must be in a commit, byte for byte
+checkpoint_store.py     where commits are, and which of them can be believed
+atomic_folder.py        a folder that appears whole or not at all
+"""

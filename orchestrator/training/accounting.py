@@ -69,7 +69,8 @@ class StepClock:
             while self._pending:
                 step = self._pending.popleft()
                 seconds = self._resolve(step)
-                assert seconds is not None and step.emit is not None
+                assert seconds is not None
+                assert step.emit is not None
                 step.emit(seconds)
 
     def _resolve(self, step: _Step) -> Seconds | None:

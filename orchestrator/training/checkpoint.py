@@ -140,9 +140,7 @@ class _Packer:
         for key in tree:
             if type(key) not in (str, int):
                 raise TypeError(f"{path} has the key {key!r}, which is neither a string nor an integer")
-        node: dict[str, Any] = {
-            "dict": [[key, self.take(_join(path, key), value)] for key, value in tree.items()]
-        }
+        node: dict[str, Any] = {"dict": [[key, self.take(_join(path, key), value)] for key, value in tree.items()]}
         # A module's state_dict carries the versions of its parts; torchvision's MNASNet needs them to load.
         versions = getattr(tree, "_metadata", None)
         return node if versions is None else node | {"versions": self.take(f"{path} versions", versions)}

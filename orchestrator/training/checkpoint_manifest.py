@@ -16,7 +16,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 
-class Damaged(Exception):  # noqa: N818 - never leaves the store
+class Damaged(Exception):
     """A commit is not what was written; the message is the reason, in words."""
 
 

@@ -111,9 +111,7 @@ class CheckpointStore:
         ranked = sorted(manifests, key=lambda folder: _merit(manifests[folder]), reverse=True)
         return self._first_valid(ranked, on_skip, self._load)
 
-    def _first_valid(
-        self, folders: Iterable[_Folder], on_skip: OnSkip, read: Callable[[_Folder], T]
-    ) -> T | None:
+    def _first_valid(self, folders: Iterable[_Folder], on_skip: OnSkip, read: Callable[[_Folder], T]) -> T | None:
         for folder in folders:
             path = self._path(folder.name)
             try:
@@ -162,7 +160,8 @@ class CheckpointStore:
 
     def _folders(self) -> list[_Folder]:
         """What should be commits, newest first."""
-        entries = self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        with _storage_errors(f"list {self.folder}"):
+            entries = self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         names = [entry.base_name for entry in entries if entry.type == fs.FileType.Directory]
         matches = [match for name in names if (match := _Folder.NAME.fullmatch(name))]
         return sorted((_Folder(int(m["step"]), m[0]) for m in matches), key=lambda folder: folder.order)
@@ -219,8 +218,8 @@ def _storage_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"run.folder: could not {doing}: {error}. The folder must be writable and have room for one more "
-            "checkpoint; those before it are as they were. Make room or mend the storage, then --resume."
+            f"run.folder: could not {doing}: {error}. It must be a folder that can be read and written, with "
+            "room for one more checkpoint. Those before are as they were. Make room or mend it; then --resume."
         ) from error
 
 

@@ -15,9 +15,7 @@ from pipelines.order import Epoch
 ToDevice = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
 
 
-def evaluate(
-    learner: Learner, strategy: Strategy, batches: Iterator[Batch], epoch: Epoch, to_device: ToDevice
-) -> Sums:
+def evaluate(learner: Learner, strategy: Strategy, batches: Iterator[Batch], epoch: Epoch, to_device: ToDevice) -> Sums:
     """Go once over the samples of `epoch` with the averaged weights, if there are any, else the weights.
 
     The loss is cross entropy without label smoothing. Every worker gets the sums over all of them.

@@ -202,9 +202,7 @@ def _end_epoch(training: Training) -> None:
     """Evaluate, note the epoch, and turn to the next."""
     progress = training.progress
     started = time.perf_counter()
-    sums = evaluate(
-        training.learner, training.strategy, training.val_batches, training.val_epoch, training.to_device
-    )
+    sums = evaluate(training.learner, training.strategy, training.val_batches, training.val_epoch, training.to_device)
     evaluation_s = time.perf_counter() - started
     progress.evaluation_s += evaluation_s
     progress.val_loss, progress.val_accuracy = sums.mean_loss, sums.accuracy
@@ -257,13 +255,9 @@ def _non_finite(training: Training, batch: Batch, ranks: list[int]) -> NonFinite
     ids = [
         name
         for rank in ranks
-        for name in training.sample_ids(
-            batch.epoch, training.train_epoch.share(batch.step, rank, strategy.world_size)
-        )
+        for name in training.sample_ids(batch.epoch, training.train_epoch.share(batch.step, rank, strategy.world_size))
     ]
-    shown = ", ".join(ids[:MAX_IDS_IN_MESSAGE]) + (
-        f" and {len(ids) - MAX_IDS_IN_MESSAGE} more" if len(ids) > 8 else ""
-    )
+    shown = ", ".join(ids[:MAX_IDS_IN_MESSAGE]) + (f" and {len(ids) - MAX_IDS_IN_MESSAGE} more" if len(ids) > 8 else "")
     return NonFiniteLoss(
         f"the loss became NaN or infinite in step {progress.steps + 1} (epoch {batch.epoch}) on rank "
         f"{', '.join(map(str, ranks))}, whose samples were {shown}. "

@@ -34,9 +34,7 @@ def build_optimizer(model: nn.Module, config: SgdConfig | AdamWConfig) -> torch.
     # strides, so that channels_last filters with a contiguous momentum, as after loading a checkpoint, are
     # updated wrongly and silently (torch 2.14.1, x86 with AVX-512, November 2026).
     if isinstance(config, SgdConfig):
-        return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, foreach=True
-        )
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, foreach=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, foreach=True)
 
 

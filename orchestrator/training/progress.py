@@ -37,7 +37,7 @@ class Progress:
     `epoch_sums`, `epoch_seconds`: of the running epoch so far. `seconds`: of all steps so far.
     """
 
-    position: Position = Position(0, 0)
+    position: Position = field(default_factory=lambda: Position(0, 0))
     steps: int = 0
     samples: int = 0
     epoch_sums: Sums = field(default_factory=Sums)

@@ -26,8 +26,8 @@ class RandomCrop(CpuAugmentation):
         pad = self.padding
         padded = np.full((num, height + 2 * pad, width + 2 * pad, channels), self.fill, np.uint8)
         padded[:, pad : pad + height, pad : pad + width] = images
-        tops = draws.integers(2 * pad + 1, 0)
-        lefts = draws.integers(2 * pad + 1, 1)
+        tops = draws.integers(2 * pad + 1, 0).tolist()
+        lefts = draws.integers(2 * pad + 1, 1).tolist()
         cropped = np.empty_like(images)
         for i, (top, left) in enumerate(zip(tops, lefts, strict=True)):
             cropped[i] = padded[i, top : top + height, left : left + width]

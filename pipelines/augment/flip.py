@@ -22,4 +22,7 @@ class HorizontalFlip(CpuAugmentation):
 
     def apply(self, images: NDArray[np.uint8], draws: Draws) -> NDArray[np.uint8]:
         flipped = draws.uniform() < self.probability
-        return np.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+        result = images.copy()
+        # A gather of columns: copying a reversed view moves three bytes at a time and takes twice as long.
+        result[flipped] = images[flipped].take(np.arange(images.shape[2])[::-1], axis=2)
+        return result

@@ -44,12 +44,7 @@ def check_same(got: Any, expected: Any) -> None:
     """Same types, keys and bits, down the tree."""
     if isinstance(expected, Tensor):
         assert (got.dtype, got.shape, got.device.type) == (expected.dtype, expected.shape, "cpu")
-        assert (
-            got.contiguous()
-            .view(-1)
-            .view(torch.uint8)
-            .equal(expected.contiguous().view(-1).view(torch.uint8))
-        )
+        assert got.contiguous().view(-1).view(torch.uint8).equal(expected.contiguous().view(-1).view(torch.uint8))
     elif isinstance(expected, dict):
         assert [(type(key), key) for key in got] == [(type(key), key) for key in expected]
         for key in expected:

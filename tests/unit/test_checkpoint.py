@@ -139,7 +139,7 @@ def test_training_goes_on_bit_for_bit_from_a_commit(
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
         net[3].weight = net[2].weight
-        net.to(dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(dtype=dtype).to(memory_format=torch.channels_last)
         return net, make(net.parameters())
 
     def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:

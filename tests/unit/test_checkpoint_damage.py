@@ -139,16 +139,14 @@ def test_parts_of_another_commit_do_not_fit(tmp_path: Path) -> None:
 def forge(folder: Path, name: str, content: bytes) -> None:
     """Put a file in a commit and make the manifest fit, as someone would who knows how."""
     (folder / name).write_bytes(content)
-    files = {
-        path.name: Entry.of(path.read_bytes()) for path in folder.iterdir() if path.name != "manifest.json"
-    }
+    files = {path.name: Entry.of(path.read_bytes()) for path in folder.iterdir() if path.name != "manifest.json"}
     manifest = Manifest(int(folder.name[5:]), None, files)
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
 
 
 def tensor_file(convoy: Any) -> bytes:
     said = convoy if isinstance(convoy, str) else json.dumps(convoy)
-    return safetensors.torch.save({"a": torch.zeros(2, 3)}, metadata={"convoy": said})
+    return bytes(safetensors.torch.save({"a": torch.zeros(2, 3)}, metadata={"convoy": said}))
 
 
 def header(content: bytes, data: bytes = b"") -> bytes:
@@ -200,16 +198,12 @@ FORGED = [
 
 
 @pytest.mark.parametrize(("name", "content", "reason"), FORGED, ids=[f"{n} {r}" for n, _, r in FORGED])
-def test_content_that_convoy_does_not_write_is_refused(
-    tmp_path: Path, name: str, content: bytes, reason: str
-) -> None:
+def test_content_that_convoy_does_not_write_is_refused(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     store = CheckpointStore(str(tmp_path), keep=2)
     for step in (1, 2):
         store.commit(snapshot(step), score=None)
     forge(tmp_path / "step-00000002", name, content)
-    with pytest.raises(
-        CheckpointError, match=rf"step-00000002/[a-z.]+: is as its manifest says, .*({reason})"
-    ):
+    with pytest.raises(CheckpointError, match=rf"step-00000002/[a-z.]+: is as its manifest says, .*({reason})"):
         store.newest(never)
 
 
@@ -225,9 +219,7 @@ def test_a_pickle_in_any_place_is_refused_and_not_executed(tmp_path: Path, name:
     assert (found, len(skipped)) == (None, 1)
     if name != "manifest.json":
         forge(Path(commit.path), name, payload)
-        with pytest.raises(
-            CheckpointError, match=f"{name}: is as its manifest says, but is not what Convoy writes"
-        ):
+        with pytest.raises(CheckpointError, match=f"{name}: is as its manifest says, but is not what Convoy writes"):
             store.newest(never)
     assert not ran.exists()
     pickle.loads(payload)

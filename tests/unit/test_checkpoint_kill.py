@@ -147,9 +147,7 @@ def test_an_object_store_that_fails_at_any_change_keeps_an_earlier_commit(
     check_is_of_step(store.newest(never), step)
 
 
-def test_a_full_disk_leaves_the_earlier_commit_and_no_rubbish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_earlier_commit_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(str(tmp_path), keep=1)
     store.commit(snapshot(1), score=None)
 
@@ -157,9 +155,7 @@ def test_a_full_disk_leaves_the_earlier_commit_and_no_rubbish(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    message = (
-        r"run.folder: could not commit step 2 to .*/step-00000002: .*No space left on device\. The folder"
-    )
+    message = r"run.folder: could not commit step 2 to .*/step-00000002: .*No space left on device\. It must be"
     with pytest.raises(CheckpointError, match=message):
         store.commit(snapshot(2), score=None)
     check_is_of_step(store.newest(never), 1)

@@ -18,9 +18,7 @@ def failing() -> type[FailingMemory]:
 
 @pytest.fixture(params=["path", "file://", "fsspec+failing://"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, failing: type[FailingMemory]) -> str:  # noqa: ARG001
-    return {"path": "", "file://": "file://", "fsspec+failing://": "fsspec+failing:/"}[request.param] + str(
-        tmp_path
-    )
+    return {"path": "", "file://": "file://", "fsspec+failing://": "fsspec+failing:/"}[request.param] + str(tmp_path)
 
 
 def test_a_commit_comes_back_from_another_store(folder: str) -> None:
@@ -131,3 +129,12 @@ def test_storage_that_fails_does_not_make_a_run_start_further_back(failing: type
         CheckpointError, match=r"could not read the checkpoint fsspec\+failing://a/step-00000002: .*denied"
     ):
         store.newest(never)
+
+
+def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file")
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=1)
+    with pytest.raises(CheckpointError, match=r"run.folder: could not list .*/checkpoints: .*must be a folder"):
+        store.newest(never)
+    with pytest.raises(CheckpointError, match=r"run.folder: could not commit step 1 to .*/checkpoints/step-00000001"):
+        store.commit(snapshot(1), score=None)

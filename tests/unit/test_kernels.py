@@ -114,9 +114,7 @@ def test_the_definition_equals_a_convolution_written_out_by_hand() -> None:
     assert conv2d(image, weight, algorithm="direct").tolist() == [[[[5421.0, 6532.0], [8754.0, 9865.0]]]]
 
 
-@pytest.mark.parametrize(
-    "name", ["everything at once", "depthwise", "same", "padding larger than the filter"]
-)
+@pytest.mark.parametrize("name", ["everything at once", "depthwise", "same", "padding larger than the filter"])
 def test_gradients_are_those_of_the_forward_pass(name: str) -> None:
     input_size, weight_size, options = AWKWARD[name]
     inputs = random(*input_size, seed=1), random(*weight_size, seed=2), random(weight_size[0], seed=3)
@@ -148,9 +146,7 @@ def test_every_algorithm_adds_the_bias(algorithm: str) -> None:
 
 
 def test_an_unknown_algorithm_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match=r"algorithm: got 'winogard', must be one of direct, vendor\. Use 'vendor'"
-    ):
+    with pytest.raises(ValueError, match=r"algorithm: got 'winogard', must be one of direct, vendor\. Use 'vendor'"):
         conv2d(random(1, 1, 3, 3), random(1, 1, 3, 3), algorithm="winogard")
 
 
@@ -192,9 +188,7 @@ def test_a_module_has_the_shape_of_its_call() -> None:
 
 def test_a_module_that_pads_with_pixels_is_unsupported() -> None:
     conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")
-    with pytest.raises(
-        UnsupportedShape, match=r"padding_mode: got 'reflect', must be 'zeros'\. Pad the input"
-    ):
+    with pytest.raises(UnsupportedShape, match=r"padding_mode: got 'reflect', must be 'zeros'\. Pad the input"):
         ConvShape.of_module(conv, torch.empty(1, 1, 4, 4))
 
 

@@ -159,14 +159,10 @@ def test_an_outline_has_the_shapes_of_the_network_and_draws_no_random_numbers() 
     drawn = outline(ModelConfig(name="resnet18"), num_classes=7, channels=1, image_size=32)
     assert torch.equal(torch.get_rng_state(), state)
     built = build("resnet18", channels=1)
-    assert {n: t.shape for n, t in drawn.state_dict().items()} == {
-        n: t.shape for n, t in built.state_dict().items()
-    }
+    assert {n: t.shape for n, t in drawn.state_dict().items()} == {n: t.shape for n, t in built.state_dict().items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "channels"), [("small_resnet", 3), ("squeezenet1_1", 1), ("mobilenet_v3_small", 3)]
-)
+@pytest.mark.parametrize(("name", "channels"), [("small_resnet", 3), ("squeezenet1_1", 1), ("mobilenet_v3_small", 3)])
 def test_weights_depend_on_the_seed_only(name: str, channels: int) -> None:
     built = []
     for seed in (0, 0, 1):
@@ -197,8 +193,7 @@ def test_options_reach_the_builder() -> None:
         (
             "small_resnet",
             {"widht": 3},
-            "model.options.widht: got 3, but small_resnet takes width, depth, norm and dropout; did you mean "
-            "width?",
+            "model.options.widht: got 3, but small_resnet takes width, depth, norm and dropout; did you mean width?",
         ),
         ("vgg11", {"drop_out": 0.1}, "vgg11 takes init_weights and dropout; did you mean dropout?"),
         ("resnet18", {"weights": "DEFAULT"}, 'model.options.weights: got "DEFAULT", but resnet18 takes'),
@@ -230,12 +225,8 @@ def test_names_and_options_that_do_not_exist_are_refused(name: str, options: Any
         ("alexnet", {"dropout": "much"}, 224),
     ],
 )
-def test_options_and_image_sizes_that_do_not_work_are_refused(
-    name: str, options: Any, image_size: int
-) -> None:
-    match = (
-        rf"model.name: got {name}, which does not work with .* data.image_size={image_size}: .+[^.]\. Change"
-    )
+def test_options_and_image_sizes_that_do_not_work_are_refused(name: str, options: Any, image_size: int) -> None:
+    match = rf"model.name: got {name}, which does not work with .* data.image_size={image_size}: .+[^.]\. Change"
     with pytest.raises(InputError, match=match):
         outline(ModelConfig(name=name, options=options), num_classes=7, channels=3, image_size=image_size)
 
@@ -248,9 +239,7 @@ def test_a_grey_image_gives_what_it_would_in_three_equal_colours() -> None:
     adapt_input_channels(grey, 1)
     image = torch.randn(2, 1, 9, 9)
     # Sums of 27 products below 4 in the first layer, 45 in the second.
-    torch.testing.assert_close(
-        grey(image), colour(image.expand(2, 3, 9, 9)), rtol=0.0, atol=72 * 4 * 2.0**-24
-    )
+    torch.testing.assert_close(grey(image), colour(image.expand(2, 3, 9, 9)), rtol=0.0, atol=72 * 4 * 2.0**-24)
 
 
 def test_more_channels_take_the_filters_in_turn_and_keep_the_response_to_grey() -> None:

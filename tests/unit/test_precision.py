@@ -40,9 +40,7 @@ def loss_of(arithmetic: Precision, model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_products_are_in_the_named_arithmetic_and_gradients_in_fp32(
-    name: PrecisionName, dtype: torch.dtype
-) -> None:
+def test_products_are_in_the_named_arithmetic_and_gradients_in_fp32(name: PrecisionName, dtype: torch.dtype) -> None:
     arithmetic, model = precision(name), linear()
     with arithmetic.autocast():
         assert model(inputs()).dtype == dtype
@@ -160,8 +158,6 @@ def test_the_state_goes_through_json_and_back(name: PrecisionName) -> None:
         ("fp32", "fp16", "precision.default: got fp16, but the checkpoint was written without fp16"),
     ],
 )
-def test_a_state_of_another_precision_is_refused(
-    written: PrecisionName, read: PrecisionName, match: str
-) -> None:
+def test_a_state_of_another_precision_is_refused(written: PrecisionName, read: PrecisionName, match: str) -> None:
     with pytest.raises(CheckpointError, match=match):
         precision(read).load(precision(written).state())

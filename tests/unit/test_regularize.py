@@ -77,9 +77,7 @@ def test_the_average_follows_its_formula_for_weights_and_statistics_and_copies_c
 def test_the_average_agrees_with_torch() -> None:
     model = net()
     average = WeightAverage(model, DECAY)
-    theirs = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY)
-    )
+    theirs = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY))
     theirs.update_parameters(model)  # the first call copies
     for _ in range(3):
         train_a_little(model)

@@ -347,9 +347,7 @@ def test_long_run_stays_below_two_megabytes_and_keeps_its_spike(folder: Path) ->
     lines = [step_line(step, loss=1.0 + step % 7 / 100, time=START + step) for step in range(1, 100_001)]
     lines[54_321]["loss"] = 9.0
     write_lines(folder / "metrics.jsonl", [*lines, *(epoch_line(epoch) for epoch in range(1000))])
-    events = [
-        event_line(kind, step, error="e" * 9000) for step in range(2000) for kind in ("failure", "restart")
-    ]
+    events = [event_line(kind, step, error="e" * 9000) for step in range(2000) for kind in ("failure", "restart")]
     write_lines(folder / "events.jsonl", events)
     page = report(folder)
     assert (folder / "report.html").stat().st_size < 2_000_000

@@ -17,8 +17,7 @@ BASE = 0.4
 
 def rates(config: ScheduleConfig) -> list[float]:
     return [
-        rate(config, base_lr=BASE, step=step, steps_per_epoch=STEPS_PER_EPOCH, epochs=EPOCHS)
-        for step in range(TOTAL)
+        rate(config, base_lr=BASE, step=step, steps_per_epoch=STEPS_PER_EPOCH, epochs=EPOCHS) for step in range(TOTAL)
     ]
 
 

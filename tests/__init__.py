@@ -1,0 +1,1 @@
+"""Unit (no Ray cluster), integration (local Ray), fault (real kills)."""

@@ -40,8 +40,9 @@ class UndecodableImage(ValueError):
 def decode(content: bytes | Pixels, image_size: int, channels: int) -> Pixels:
     """Decode, convert to grey or RGB, turn as EXIF says, and fit.
 
-    Fit: the central square is scaled to `image_size` (bicubic, antialiased); an image of the right size is left
-    alone. The square, and not the whole image, so that a long thin one costs no more memory than others.
+    Fit: the central square is scaled to `image_size` (bicubic, antialiased), which is torchvision's Resize and
+    CenterCrop but for their rounding to whole pixels, and for what is gained on large images (see _GAP). An image
+    of the right size is left alone.
     Shapes: encoded bytes or (h, w, 1 or 3) -> (image_size, image_size, channels).
     Raises: UndecodableImage if the bytes are damaged, no image, or pixels without a fixed range.
     """

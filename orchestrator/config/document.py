@@ -98,9 +98,7 @@ def _scalar(tag: str, text: str) -> Any:
     """
     kind = tag.removeprefix(_CORE)
     if kind in ("str", "merge"):
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            raise ValueError(f"got {show(text)}, must be text; half of a surrogate pair is no character.")
-        return text
+        return _text(text)
     if tag not in _PLAIN or tag == f"{_CORE}merge":
         raise ValueError(_refused_tag(tag))
     if not _PLAIN[tag].match(text):
@@ -110,6 +108,14 @@ def _scalar(tag: str, text: str) -> Any:
     if kind == "bool":
         return text.lower() == "true"
     return _number(kind, text)
+
+
+def _text(text: str) -> str:
+    """Join the halves of a character that JSON writes as two escapes, such as "\\ud83d\\ude00"."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError(f"got {show(text)}, must be text; half of a surrogate pair is no character.") from None
 
 
 def _refused_tag(tag: str) -> str:
@@ -204,10 +210,10 @@ class _Reader:
             if not isinstance(node, yaml.ScalarNode):
                 raise ValueError("has a list or a section as a key, must be a name.")
             _scalar(node.tag, node.value)
+            return _text(node.value)
         except ValueError as error:
             self.document.refuse(path, str(error), node.start_mark.line + 1)
             return None
-        return str(node.value)
 
     def _count(self, node: yaml.Node, depth: int) -> None:
         self.num_values += 1

@@ -3,13 +3,9 @@
 It is what pydantic derives from the models, with three changes: a field's line in the docstring of its class
 becomes its description, generated titles are left out, and where a section's `name` chooses its kind, the
 name is required, as it is when a file is loaded.
-
-    python -m orchestrator.config.schema > experiment.schema.json
 """
 
-import json
 import re
-import sys
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -61,12 +57,3 @@ class _Generator(GenerateJsonSchema):
             tag = union["discriminator"]["propertyName"]
             union["oneOf"] = [{**member, "required": [tag]} for member in union["oneOf"]]
         return union
-
-
-def main() -> None:
-    json.dump(experiment_schema(), sys.stdout, indent=2)
-    sys.stdout.write("\n")
-
-
-if __name__ == "__main__":
-    main()

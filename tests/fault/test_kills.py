@@ -17,21 +17,25 @@ from tests.conftest import DIGITS, SMALL, command, convoy, environment, events, 
 COMMITS = "checkpoint.every_steps=5"
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("train", DIGITS, *SMALL, COMMITS, f"run.folder={folder}", *overrides),
-        cwd=folder.parent,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    with output_of(folder).open("w") as output:
+        return subprocess.Popen(
+            command("train", DIGITS, *SMALL, COMMITS, f"run.folder={folder}", *overrides),
+            cwd=folder.parent,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+def output_of(folder: Path) -> Path:
+    return folder.parent / "output.txt"
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert process.poll() is None, "the run ended early"
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.005)
 
@@ -63,8 +67,8 @@ def test_a_stopped_run_commits_exits_cleanly_and_goes_on(tmp_path: Path, alone: 
     process = start(run, "strategy.workers=0")
     wait_for(committed(run, 5), process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    process.wait(timeout=120)
+    assert process.returncode == 0, output_of(run).read_text()
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "stopped"
     assert committed(run, result["steps"])()
@@ -111,8 +115,8 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path: Pa
     wait_for(committed(run, 3), process)
     victim = worker_of(process.pid)
     os.kill(victim, signal.SIGKILL)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    process.wait(timeout=500)
+    assert process.returncode == 0, output_of(run).read_text()
     names = [event["event"] for event in events(run)]
     assert "failure" in names, "the kill came too late"
     assert "restart" in names

@@ -4,8 +4,10 @@ cli.py         every command; errors become one message and an exit code
 __main__.py    `python -m orchestrator`, the same command for a job on a cluster
 config/        experiment files -> frozen models, or all that is wrong with them
 plan.py        (experiment, resources) -> Plan; pure
+prepare.py     what is decided before a run starts: data opened, model sized, plan made
 explain.py     a plan as text
 launch.py      Plan -> run; the only file that starts anything
+stopping.py    Ctrl-C and SIGTERM: commit at the next step boundary, then end
 worker.py      what runs in every worker: tables of names -> the parts of the loop
 training/      the loop and its parts: plain torch, no Ray
 strategies/    what happens between the backward pass and the next forward pass

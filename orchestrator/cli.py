@@ -47,13 +47,13 @@ def train(
         raise InputError("--resume, --overwrite: got both, must be one of them. Choose whether to keep what is there.")
     chosen = _experiment(experiment, overrides or [])
     # ray takes seconds to import: not before the experiment has been read
-    from orchestrator import launch
+    from orchestrator import launch, prepare
     from orchestrator.explain import explain_plan
     from orchestrator.live import watching
 
     if explain:
-        resources = launch.resources_here(chosen)
-        prepared = launch.prepare(chosen, resources)
+        resources = prepare.resources_here()
+        prepared = prepare.prepare(chosen, resources)
         print(dump_experiment(chosen))
         print(explain_plan(chosen, prepared.plan, prepared.model, resources))
         return
@@ -74,10 +74,10 @@ def evaluate(
     """Evaluate a run's best checkpoint on its validation samples."""
     folder = _run_folder(run)
     chosen = _of_run(folder, [])
-    from orchestrator import launch
     from orchestrator.evaluation import evaluate_run
+    from orchestrator.prepare import resources_here
 
-    figures = evaluate_run(folder, chosen, launch.resources_here(chosen), newest=newest)
+    figures = evaluate_run(folder, chosen, resources_here(), newest=newest)
     for line in figures["skipped"]:
         print(line, file=sys.stderr)
     print(

@@ -7,8 +7,8 @@ import torch
 
 from orchestrator.config.experiment import Experiment
 from orchestrator.errors import CheckpointError
-from orchestrator.launch import prepare
 from orchestrator.plan import Resources
+from orchestrator.prepare import prepare
 from orchestrator.run_folder import RunFolder
 from orchestrator.strategies.sync import OneWorker
 from orchestrator.training.checkpoint_store import CheckpointStore

@@ -9,8 +9,6 @@ import json
 import logging
 import os
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,113 +20,31 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-import torch
 
 from orchestrator.channel import ActorChannel, Channel, DirectChannel
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.load import dump_experiment
 from orchestrator.errors import InputError, RunError, RunGaveUp
-from orchestrator.failure import GiveUp, decide
-from orchestrator.models.size import measure
-from orchestrator.models.zoo import check_model
-from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
+from orchestrator.failure import GiveUp, decide, why_it_gave_up
+from orchestrator.plan import Plan
+from orchestrator.prepare import Prepared, prepare, resources_here
 from orchestrator.report.build import write_report
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_log import RunLog
+from orchestrator.stopping import in_thread, stopping
 from orchestrator.training.accounting import data_wait_share
 from orchestrator.training.checkpoint_store import CheckpointStore
-from orchestrator.worker import GroupSetup, Outcome, Setup, train_here, train_in_group
-from pipelines.order import Epoch, Position
-from pipelines.produce import Recipe
-from pipelines.sources import Source, Split, check_same_classes, open_source
+from orchestrator.worker import GroupSetup, Outcome, train_here, train_in_group
+from pipelines.order import Position
 from pipelines.stages import OrderedSplit, Stream
 
 POLL_INTERVAL_S = "0.2"  # of Ray Train's controller: a commit waits for one poll, which is 2 s by default
 PROCESS_GROUP_TIMEOUT_S = 120
-LOG_TAIL_LINES = 20
 VERSIONS = ("convoy-train", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
 logger = logging.getLogger(__name__)
 
 Watch = Callable[[Channel, Plan, Experiment], contextlib.AbstractContextManager[None]]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An experiment whose data is open and whose plan is made; nothing is started yet."""
-
-    experiment: Experiment
-    plan: Plan
-    model: ModelSize
-    train: Source
-    val: Source
-
-    def recipe(self, training: bool) -> Recipe:
-        source = self.train if training else self.val
-        experiment = self.experiment
-        checksums = training and experiment.trace.samples
-        return Recipe(source, experiment.data, experiment.seed, training, checksums)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on from a commit."""
-        experiment = self.experiment
-        return {
-            "seed": experiment.seed,
-            "data.train": self.train.listing.fingerprint,
-            "train.global_batch": experiment.train.global_batch,
-            "model": experiment.model.model_dump(mode="json"),
-            "data.augment": [a.model_dump(mode="json") for a in experiment.data.augment],
-        }
-
-    def setup(self, folder: RunFolder) -> Setup:
-        batch = self.experiment.train.global_batch
-        return Setup(
-            experiment=self.experiment,
-            plan=self.plan,
-            checkpoints=folder.checkpoints,
-            classes=self.train.listing.classes,
-            train_epoch=Epoch(len(self.train.listing), batch),
-            val_epoch=Epoch(len(self.val.listing), batch),
-            identity=self.identity,
-        )
-
-
-def prepare(experiment: Experiment, resources: Resources) -> Prepared:
-    """Open the data, size the model and make the plan.
-
-    Raises: InputError if anything that the experiment names does not exist or cannot work.
-    """
-    check_model(experiment.model)
-    train = _open("data.train", experiment.data.train, "train")
-    val = _open("data.val", experiment.data.val, "val")
-    try:
-        check_same_classes(train, val)
-    except ValueError as error:
-        raise InputError(f"data.val: {error}") from error
-    num_classes = len(train.listing.classes)
-    data = experiment.data
-    model = measure(experiment.model, num_classes=num_classes, channels=data.channels, image_size=data.image_size)
-    size = DataSize(len(train.listing), len(val.listing), num_classes)
-    return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)
-
-
-def _open(setting: str, spec: str, split: Split) -> Source:
-    try:
-        return open_source(spec, split)
-    except ValueError as error:
-        raise InputError(f"{setting}: {error}") from error
-
-
-def resources_here(experiment: Experiment) -> Resources:
-    """What this machine has, or the cluster that this process is connected to."""
-    if ray.is_initialized():
-        total = ray.cluster_resources()
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes, int(total.get("memory", 0)))
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    del experiment
-    return Resources(len(os.sched_getaffinity(0)), gpus)
 
 
 def run(experiment: Experiment, *, resume: bool, overwrite: bool, watch: Watch) -> dict[str, Any]:
@@ -142,7 +58,7 @@ def run(experiment: Experiment, *, resume: bool, overwrite: bool, watch: Watch) 
         _check_folder(folder, resume=resume, overwrite=overwrite)
         if experiment.strategy.max_workers > 0:
             stack.enter_context(_connected_to_ray())
-        prepared = prepare(experiment, resources_here(experiment))
+        prepared = prepare(experiment, resources_here())
         _check_identity(folder, prepared)
         if overwrite:
             folder.clear()
@@ -221,7 +137,7 @@ class _Run:
             train = partial(self._train_here, channel)
         error: RunError | None = None
         outcome: Outcome | None = None
-        with _stopping(channel), self._watch(channel, self._prepared.plan, self._prepared.experiment):
+        with stopping(channel), self._watch(channel, self._prepared.plan, self._prepared.experiment):
             try:
                 outcome = train()
                 if outcome.error is not None:
@@ -266,7 +182,7 @@ class _Run:
         name = f"{prepared.experiment.run.name}-{int(self._started)}"
         while True:
             try:
-                return _in_thread(lambda: self._trainer(group, name, channel).fit().return_value)
+                return in_thread(lambda: self._trainer(group, name, channel).fit().return_value)
             except ray.train.TrainingFailedError as error:
                 self._decide(channel, error)
 
@@ -306,7 +222,7 @@ class _Run:
         decision = decide(cause, len(failures), self._budget[cause])
         if isinstance(decision, GiveUp) or cause == "workers":
             reason = decision.reason if isinstance(decision, GiveUp) else "Ray Train gave it up"
-            raise RunGaveUp(_why(reason, failures), cause=cause, failures=len(failures)) from error
+            raise RunGaveUp(why_it_gave_up(reason, failures), cause=cause, failures=len(failures)) from error
         time.sleep(decision.delay_s)
 
     def _result(self, channel: Channel, outcome: Outcome | None, error: RunError | None) -> dict[str, Any]:
@@ -363,72 +279,3 @@ class _ReportFailures(ray.train.UserCallback):
         del run_context
         errors = "\n".join(f"rank {rank}: {error}" for rank, error in sorted(worker_exceptions.items()))
         self._channel.call("failure", "workers", errors, sorted(worker_exceptions))
-
-
-@contextlib.contextmanager
-def _stopping(channel: Channel) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a commit at the next step boundary; the second ends the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: Any) -> None:
-        del frame
-        for each, handler in before.items():
-            signal.signal(each, handler if callable(handler) else signal.SIG_DFL)
-        asking = threading.Thread(target=channel.call, args=("request_stop", signal.Signals(number).name))
-        asking.start()
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _in_thread(function: Callable[[], Outcome]) -> Outcome:
-    """Call a function in another thread, so that signals reach this one and not Ray's own handler."""
-    results: list[Outcome] = []
-    errors: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-def _why(reason: str, failures: list[dict[str, Any]]) -> str:
-    """One paragraph: what was given up, who failed last, where, and the end of its log."""
-    last = failures[-1]
-    places = last["places"]
-    where = "; ".join(f"rank {place.rank} on node {place.node}, process {place.pid}" for place in places)
-    error = last["error"].strip().splitlines()
-    parts = [
-        f"The run gave up: {reason}.",
-        f"The last failure: {where + ': ' if where else ''}{error[-1] if error else ''}",
-    ]
-    for place in places:
-        if tail := _tail(place.log):
-            parts.append(f"The log of rank {place.rank} ends:\n{tail}")
-    return " ".join(parts[:2]) + "".join(f"\n{part}" for part in parts[2:])
-
-
-def _tail(path: str) -> str:
-    """The last lines of a worker's log, if it lies on this machine."""
-    file = Path(path)
-    if not file.is_file():
-        return ""
-    lines = file.read_text(errors="replace").splitlines()
-    return "\n".join(f"    {line}" for line in lines[-LOG_TAIL_LINES:])

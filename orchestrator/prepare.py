@@ -1,0 +1,96 @@
+"""Everything that is decided before a run starts: data opened, model sized, plan made. It starts nothing."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from orchestrator.config.experiment import Experiment
+from orchestrator.errors import InputError
+from orchestrator.models.size import measure
+from orchestrator.models.zoo import check_model
+from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
+from orchestrator.run_folder import RunFolder
+from orchestrator.worker import Setup
+from pipelines.order import Epoch
+from pipelines.produce import Recipe
+from pipelines.sources import Source, Split, check_same_classes, open_source
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment whose data is open and whose plan is made; nothing is started yet."""
+
+    experiment: Experiment
+    plan: Plan
+    model: ModelSize
+    train: Source
+    val: Source
+
+    def recipe(self, training: bool) -> Recipe:
+        source = self.train if training else self.val
+        experiment = self.experiment
+        checksums = training and experiment.trace.samples
+        return Recipe(source, experiment.data, experiment.seed, training, checksums)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on from a commit."""
+        experiment = self.experiment
+        return {
+            "seed": experiment.seed,
+            "data.train": self.train.listing.fingerprint,
+            "train.global_batch": experiment.train.global_batch,
+            "model": experiment.model.model_dump(mode="json"),
+            "data.augment": [a.model_dump(mode="json") for a in experiment.data.augment],
+        }
+
+    def setup(self, folder: RunFolder) -> Setup:
+        batch = self.experiment.train.global_batch
+        return Setup(
+            experiment=self.experiment,
+            plan=self.plan,
+            checkpoints=folder.checkpoints,
+            classes=self.train.listing.classes,
+            train_epoch=Epoch(len(self.train.listing), batch),
+            val_epoch=Epoch(len(self.val.listing), batch),
+            identity=self.identity,
+        )
+
+
+def prepare(experiment: Experiment, resources: Resources) -> Prepared:
+    """Open the data, size the model and make the plan.
+
+    Raises: InputError if anything that the experiment names does not exist or cannot work.
+    """
+    check_model(experiment.model)
+    train = _open("data.train", experiment.data.train, "train")
+    val = _open("data.val", experiment.data.val, "val")
+    try:
+        check_same_classes(train, val)
+    except ValueError as error:
+        raise InputError(f"data.val: {error}") from error
+    num_classes = len(train.listing.classes)
+    data = experiment.data
+    model = measure(experiment.model, num_classes=num_classes, channels=data.channels, image_size=data.image_size)
+    size = DataSize(len(train.listing), len(val.listing), num_classes)
+    return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)
+
+
+def _open(setting: str, spec: str, split: Split) -> Source:
+    try:
+        return open_source(spec, split)
+    except ValueError as error:
+        raise InputError(f"{setting}: {error}") from error
+
+
+def resources_here() -> Resources:
+    """What this machine has, or the cluster that this process is connected to."""
+    if ray.is_initialized():
+        total = ray.cluster_resources()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes, int(total.get("memory", 0)))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Resources(len(os.sched_getaffinity(0)), gpus)

@@ -74,7 +74,8 @@ def _wrong(place: Place, allowed: Allowed) -> str:
     if not isinstance(place.value, str):
         return f"{message}."
     names = [*allowed.kinds(wanted), *(name for member in _members(wanted) for name in choices(member))]
-    return message + did_you_mean(place.value, [name for name in names if isinstance(name, str)])
+    # The right name in the wrong form, such as `optimizer: sgd`, is not a misspelt one.
+    return message + did_you_mean(place.value, [n for n in names if isinstance(n, str) and n != place.value])
 
 
 def _members(wanted: dict[str, Any]) -> list[dict[str, Any]]:

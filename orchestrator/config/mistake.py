@@ -50,7 +50,7 @@ def either(options: Iterable[str], last: str = "or") -> str:
 def did_you_mean(written: str, names: Iterable[str]) -> str:
     """End a sentence with the nearest name, if one is near: `; did you mean NAME?`, else a full stop."""
     near = get_close_matches(written, list(names), n=1)
-    return f"; did you mean {near[0]}?" if near and near[0] != written else "."
+    return f"; did you mean {near[0]}?" if near else "."
 
 
 def printable(text: str) -> str:

@@ -20,6 +20,8 @@ help:
 	@echo "make clean   delete .venv and what tools left behind"
 
 $(STAMP): pyproject.toml
+	@case "$(CURDIR)" in *" "*) echo "$(CURDIR): has a space, from where Ray 2.60 cannot start its workers." \
+	"Move the folder to a path without spaces."; exit 1;; esac
 	@$(BIN)/python -c $(USABLE) 2>/dev/null || { python="$(PYTHON)"; "$$python" -c $(USABLE) 2>/dev/null || { \
 	echo "PYTHON: got '$$python', must be a Python from 3.11 to 3.13 that has pip and venv. Install one (Debian and" \
 	"Ubuntu: apt install python3-venv), or name one: make PYTHON=/path/to/python."; exit 1; }; \

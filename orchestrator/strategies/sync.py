@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,7 +59,7 @@ class Sync:
             gradient_as_bucket_view=True,
         )
 
-        def add_up(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+        def add_up(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]  # DDP checks this
             if bucket.is_last():
                 gradients_ready()
             work = dist.all_reduce(bucket.buffer(), async_op=True)

@@ -98,6 +98,17 @@ def test_every_file_but_tests_opens_with_what_it_is() -> None:
     assert [str(path.relative_to(ROOT)) for path in silent] == [], "open the file with a docstring that says what it is"
 
 
+def test_the_pages_name_only_files_that_exist() -> None:
+    """NAME stands for a file to be made."""
+    tops = "orchestrator|pipelines|kernels|clusters|experiments|docs|tests|benchmarks"
+    named = {
+        (page.name, path)
+        for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
+        for path in re.findall(rf"(?<![\w./])(?:{tops})/[\w./-]+\.(?:py|md)\b", page.read_text())
+    }
+    assert [item for item in sorted(named) if "NAME" not in item[1] and not (ROOT / item[1]).exists()] == []
+
+
 # What belongs to one machine or one network. A container's /home/ray is part of an image that everybody can have.
 LOCAL = re.compile(
     r"""

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import DIGITS, SMALL, convoy, step_losses, trace_rows
 
 
-@pytest.fixture(scope="module", params=[1], ids=["1 worker"])
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("group")
     run = folder / "run"

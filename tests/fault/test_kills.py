@@ -1,6 +1,7 @@
 """Real kills, from outside: what was trained is what an undisturbed run trains."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -106,3 +107,44 @@ def test_a_second_start_of_a_run_that_is_going_on_is_refused(tmp_path: Path) -> 
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path: Path, alone: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run, "strategy.workers=2", "checkpoint.every_steps=1")
+    wait_for(committed(run, 3), process)
+    victim = worker_of(process.pid)
+    os.kill(victim, signal.SIGKILL)
+    process.wait(timeout=500)
+    assert process.returncode == 0, output_of(run).read_text()
+    names = [event["event"] for event in events(run)]
+    assert "failure" in names, "the kill came too late"
+    assert "restart" in names
+    assert trace_rows(run) == trace_rows(alone)
+
+
+def worker_of(driver: int) -> int:
+    """A Ray Train worker that belongs to this driver, by its process title and its ancestors."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and is_worker(entry) and descends(int(entry.name), driver):
+            return int(entry.name)
+    raise AssertionError("no Ray Train worker was found")
+
+
+def is_worker(entry: Path) -> bool:
+    try:
+        return b"RayTrainWorker" in (entry / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            stat = (Path("/proc") / str(pid) / "stat").read_text()
+        except OSError:
+            return False
+        pid = int(stat.rsplit(")", 1)[1].split()[1])
+    return False

@@ -1,6 +1,7 @@
 """The `convoy` command. Every failure ends in one message and an exit code; the traceback is behind --debug.
 
-Exit codes: 0 the run finished or was stopped and committed; 1 it failed; 2 the input cannot work.
+Exit codes: 0 the run finished or was stopped and committed; 1 it failed; 2 the input cannot work;
+130 interrupted before there was anything to commit.
 """
 
 import json
@@ -18,6 +19,8 @@ from orchestrator.config.load import dump_experiment, load_experiment
 from orchestrator.config.schema import experiment_schema
 from orchestrator.errors import InputError, RunError
 from orchestrator.run_folder import RunFolder
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="Train convolutional networks on Ray: one experiment file on a laptop and on a cluster.",
@@ -151,6 +154,9 @@ def main() -> None:
             raise
         print(f"convoy: {error}", file=sys.stderr)
         _leave(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("convoy: interrupted before training began; nothing was committed", file=sys.stderr)
+        _leave(INTERRUPTED)
     except Exception as error:
         _leave(_foreign(error, debug=debug))
     _leave(0)

@@ -59,9 +59,10 @@ def run(experiment: Experiment, *, resume: bool, overwrite: bool, watch: Watch) 
         if experiment.strategy.max_workers > 0:
             stack.enter_context(_connected_to_ray())
         prepared = prepare(experiment, resources_here())
-        _check_identity(folder, prepared)
         if overwrite:
             folder.clear()
+        else:
+            _check_identity(folder, prepared)
         folder.write("experiment.yaml", dump_experiment(experiment))
         return _Run(prepared, folder, watch).go()
 
@@ -99,7 +100,7 @@ def _connected_to_ray() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with contextlib.redirect_stderr(Path(os.devnull).open("w")):
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         ray.init(
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -144,6 +145,9 @@ class _Run:
                     error = RunError(outcome.error, **(outcome.details or {}))
             except RunError as failure:
                 error = failure
+            except Exception as failure:  # whatever it was, the run folder says that the run failed
+                error = RunError(f"{type(failure).__name__}: {failure}")
+                error.__cause__ = failure
         result = self._result(channel, outcome, error)
         channel.call("finish_trace")
         self._folder.write("result.json", json.dumps(result, indent=2) + "\n")

@@ -257,7 +257,8 @@ def _non_finite(training: Training, batch: Batch, ranks: list[int]) -> NonFinite
         for rank in ranks
         for name in training.sample_ids(batch.epoch, training.train_epoch.share(batch.step, rank, strategy.world_size))
     ]
-    shown = ", ".join(ids[:MAX_IDS_IN_MESSAGE]) + (f" and {len(ids) - MAX_IDS_IN_MESSAGE} more" if len(ids) > 8 else "")
+    more = len(ids) - MAX_IDS_IN_MESSAGE
+    shown = ", ".join(ids[:MAX_IDS_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
     return NonFiniteLoss(
         f"the loss became NaN or infinite in step {progress.steps + 1} (epoch {batch.epoch}) on rank "
         f"{', '.join(map(str, ranks))}, whose samples were {shown}. "

@@ -64,7 +64,9 @@ def _table(view: View, plan: Plan, experiment: Experiment, elapsed_s: float) -> 
     state = f"starting, {elapsed_s:.0f} s" if view.step is None else "stopping after this step" if view.stopping else ""
     bar = ProgressBar(total=plan.total_steps, completed=done, width=72)
     restarts = f"{view.restarts} restarts  " if view.restarts else ""
-    return Group(table, bar, Text(f"{restarts}{state}", style="dim"))
+    below = Table.grid()  # a bar ends no line: a row of its own does
+    below.add_row(bar)
+    return Group(table, below, Text(f"{restarts}{state}", style="dim"))
 
 
 def _print_lines(

@@ -87,7 +87,8 @@ class RunLog:
             self.event("resize", f"{before} workers became {workers}", workers_before=before, workers=workers)
         self._drop_trace(step)
         where = f"epoch {epoch}, step {step}"
-        self.event("start", f"training on {workers} workers from {where}", epoch=epoch, step=step, workers=workers)
+        on = "1 worker" if workers == 1 else f"{workers} workers"
+        self.event("start", f"training on {on} from {where}", epoch=epoch, step=step, workers=workers)
         return self._attempt
 
     def place(self, worker: WorkerPlace) -> None:

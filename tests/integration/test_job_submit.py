@@ -53,8 +53,9 @@ def test_a_submitted_job_trains_the_digits(ended: dict[str, dict[str, Any]], fol
 
 def test_a_job_that_diverges_fails_and_says_where(ended: dict[str, dict[str, Any]], folder: Path) -> None:
     assert ended["diverging"]["exit_code"] != 0
-    assert "the loss became NaN or infinite in step 2 (epoch 0) on rank 0, whose samples were" in (
-        ended["diverging"]["log"]
+    assert (
+        "the loss became NaN or infinite in step 2 (epoch 0) on rank 0, whose samples were"
+        in (ended["diverging"]["log"])
     )
     result = json.loads((folder / "diverging" / "result.json").read_text())
     assert result["status"] == "failed"

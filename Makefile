@@ -10,13 +10,14 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test unit integration fault lint clean
+.PHONY: help demo test unit integration fault lint bench clean
 
 help:
 	@echo "make demo    set up .venv and train experiments/digits.yaml"
 	@echo "make test    set up .venv, lint, and run the unit, integration and fault tests"
 	@echo "make unit    one suite; also: make integration, make fault"
 	@echo "make lint    ruff, mypy, import contracts"
+	@echo "make bench   measure what README claims, on this machine; writes to benchmarks/results/ (20 minutes)"
 	@echo "make clean   delete .venv and what tools left behind"
 
 $(STAMP): pyproject.toml
@@ -46,6 +47,10 @@ unit integration fault: $(STAMP)
 # -k: a suite that fails does not hide what the next ones say. Each ends with its own time.
 test: lint
 	@$(MAKE) --no-print-directory -k unit integration fault
+
+# Leave the machine alone meanwhile.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.overhead
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

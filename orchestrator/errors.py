@@ -35,6 +35,10 @@ class NonFiniteLoss(RunError):
     """The loss became NaN or infinite: starting again would only repeat it."""
 
 
+class NonFiniteGradients(RunError):
+    """In fp16, no scale of the loss kept the gradients finite any more."""
+
+
 class CheckpointError(RunError):
     """A checkpoint cannot be read or does not fit the run."""
 

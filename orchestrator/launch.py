@@ -57,7 +57,7 @@ def run(experiment: Experiment, *, resume: bool, overwrite: bool, watch: Watch) 
     with folder.lock(), contextlib.ExitStack() as stack:
         _check_folder(folder, resume=resume, overwrite=overwrite)
         if experiment.strategy.max_workers > 0:
-            stack.enter_context(_connected_to_ray())
+            stack.enter_context(connected_to_ray())
         prepared = prepare(experiment, resources_here())
         if overwrite:
             folder.clear()
@@ -92,7 +92,7 @@ def _check_identity(folder: RunFolder, prepared: Prepared) -> None:
 
 
 @contextlib.contextmanager
-def _connected_to_ray() -> Iterator[None]:
+def connected_to_ray() -> Iterator[None]:
     """Use the cluster that this process belongs to or that runs here, or start one for this run."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_INTERVAL_S)
     for name in ("ray", "ray.data", "ray.train"):

@@ -61,6 +61,7 @@ class RunLog:
         self._stop_signal: str | None = None
         self._step: dict[str, Any] | None = None
         self._epoch: dict[str, Any] | None = None
+        self._first_step = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=KEPT_EVENTS)
         self._num_events = 0
@@ -69,6 +70,8 @@ class RunLog:
         """Note that training begins or goes on here; returns the number of the attempt, from 1."""
         before, self._workers = self._workers, workers
         self._attempt += 1
+        self._first_step = step + 1
+        self._recent.clear()
         self._places = {}
         if self._unanswered is not None:
             self._restarts += 1
@@ -141,9 +144,11 @@ class RunLog:
 
     def view(self) -> View:
         """What there is to show now."""
-        seconds = sum(record["step_s"] for record in self._recent)
-        waited = sum(record["seconds"]["data_wait"] for record in self._recent)
-        samples = sum(record["samples"] for record in self._recent)
+        # The first step of an attempt waits for the pipeline to start: it says nothing about the speed from then on.
+        recent = [record for record in self._recent if record["step"] != self._first_step] or list(self._recent)
+        seconds = sum(record["step_s"] for record in recent)
+        waited = sum(record["seconds"]["data_wait"] for record in recent)
+        samples = sum(record["samples"] for record in recent)
         return View(
             attempt=self._attempt,
             workers=self._workers,

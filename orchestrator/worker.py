@@ -100,7 +100,7 @@ def train_in_group(group: GroupSetup) -> Outcome:
     def sample_ids(epoch: int, positions: range) -> list[str]:
         return (recipe or ray.get(group.train_recipe)).sample_ids(epoch, positions)
 
-    return _train(setup, strategy, ActorChannel(group.run_log), batches, sample_ids, ray.train.report)
+    return train_with(setup, strategy, ActorChannel(group.run_log), batches, sample_ids, ray.train.report)
 
 
 def train_here(setup: Setup, channel: Channel, train_recipe: Recipe, val_recipe: Recipe) -> Outcome:
@@ -118,10 +118,10 @@ def train_here(setup: Setup, channel: Channel, train_recipe: Recipe, val_recipe:
             ahead=PREFETCHED_BATCHES,
         )
 
-    return _train(setup, OneWorker(), channel, batches, train_recipe.sample_ids, lambda _: None)
+    return train_with(setup, OneWorker(), channel, batches, train_recipe.sample_ids, lambda _: None)
 
 
-def _train(
+def train_with(
     setup: Setup,
     strategy: Strategy,
     channel: Channel,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.experiment import Experiment
-from orchestrator.errors import NonFiniteLoss
+from orchestrator.errors import NonFiniteGradients, NonFiniteLoss
 from orchestrator.strategies.base import Strategy
 from orchestrator.training.accounting import Seconds, StepClock, data_wait_share, step_clock
 from orchestrator.training.checkpoint_store import CheckpointStore
@@ -23,6 +23,7 @@ from pipelines.order import Epoch, Position
 from pipelines.randomness import mix
 
 MAX_IDS_IN_MESSAGE = 8
+MAX_SKIPPED_STEPS = 40  # fp16 halves its scale at each: from 65,536 to beyond what any loss needs
 
 
 class Log(Protocol):
@@ -68,7 +69,8 @@ def train(training: Training) -> str:
     """Train from where `training.progress` stands to the end of the experiment, or until asked to stop.
 
     Returns: `finished` or `stopped`; either way the last step is committed.
-    Raises: NonFiniteLoss on every worker, if any worker's loss was NaN or infinite.
+    Raises: NonFiniteLoss on every worker, if any worker's loss was NaN or infinite; NonFiniteGradients, if fp16 found
+    no scale of the loss with which gradients stay finite.
     """
     progress, experiment = training.progress, training.experiment
     clock = step_clock(training.learner.device)
@@ -115,6 +117,8 @@ def _step(training: Training, wrapped: nn.Module, clock: StepClock) -> bool:
     clock.lap("optimizer")
     if any(bad_ranks):
         raise _non_finite(training, batch, [rank for rank, bad in enumerate(bad_ranks) if bad])
+    if learner.precision.skipped_in_a_row > MAX_SKIPPED_STEPS:
+        raise _overflowing(training)
     training.log.trace(batch, progress.steps + 1, strategy.rank)
     _advance(training, loss, correct, int(samples))
     record = {
@@ -268,4 +272,14 @@ def _non_finite(training: Training, batch: Batch, ranks: list[int]) -> NonFinite
         epoch=batch.epoch,
         ranks=ranks,
         sample_ids=ids,
+    )
+
+
+def _overflowing(training: Training) -> NonFiniteGradients:
+    step = training.progress.steps + 1
+    return NonFiniteGradients(
+        f"precision: got fp16, whose gradients were infinite or NaN in {MAX_SKIPPED_STEPS + 1} steps in a row up to step "
+        f"{step}, at every scale of the loss. The last good checkpoint is {training.store.newest_path() or 'none'}. "
+        "Lower train.optimizer.lr, set train.clip_grad_norm, or train in bf16 or fp32.",
+        step=step,
     )

@@ -29,6 +29,8 @@ class Precision:
         self._config = config
         self._device = device
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.default == "fp16")
+        self.skipped_in_a_row = 0
+        """Steps without an update, since the last one that had it."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Surround a forward pass. The loss belongs outside, in fp32."""
@@ -55,7 +57,9 @@ class Precision:
         scale = self._scaler.get_scale()
         self._scaler.step(optimizer)
         self._scaler.update()
-        return self._scaler.get_scale() >= scale
+        updated = self._scaler.get_scale() >= scale
+        self.skipped_in_a_row = 0 if updated else self.skipped_in_a_row + 1
+        return updated
 
     def state(self) -> dict[str, float | int]:
         """What is remembered between steps, fit for JSON: in fp16 the scale and its history, else nothing."""

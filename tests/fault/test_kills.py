@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -121,6 +122,37 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path: Pa
     assert "failure" in names, "the kill came too late"
     assert "restart" in names
     assert trace_rows(run) == trace_rows(alone)
+
+
+def test_a_group_killed_as_a_whole_resumes_with_nothing_lost_or_doubled(tmp_path: Path, alone: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run, "strategy.workers=2", "checkpoint.every_steps=3")
+    wait_for(committed(run, 6), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "result.json").exists(), "the kill came too late"
+    done = convoy("train", str(run), "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert trace_rows(run) == trace_rows(alone)
+    assert json.loads((run / "result.json").read_text())["steps"] == 46
+
+
+def test_a_run_that_gives_up_says_which_worker_died_where_and_what_it_last_said(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run, "strategy.workers=2", "failure.workers=0")
+    wait_for(committed(run, 5), process)
+    os.kill(worker_of(process.pid), signal.SIGKILL)
+    process.wait(timeout=500)
+    output = output_of(run).read_text()
+    assert process.returncode == 1, output
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert result["restarts"] == 0
+    message = result["error"]
+    assert message in output
+    assert "failure.workers" in message
+    assert re.search(r"rank [01]", message), message
+    assert "Traceback" not in output
 
 
 def worker_of(driver: int) -> int:

@@ -113,6 +113,7 @@ def test_an_overflow_is_skipped_and_the_scale_recovers() -> None:
         updated.append(arithmetic.step(optimizer, clip_grad_norm=1.0))
         assert updated[-1] != torch.equal(model.weight, before)
         scales.append(arithmetic.state()["scale"])
+        assert arithmetic.skipped_in_a_row == (step == 1)
     assert updated == [True, False, True, True, True]
     full = scales[0]
     assert scales == [full, full, full / 2, full / 2, full, full]

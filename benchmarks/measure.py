@@ -93,13 +93,13 @@ def bars(axis: Any, ratios: Mapping[str, dict[str, Any]], *, target: float, labe
 
 
 def _draw(path: Path, record: dict[str, Any], chart: Callable[[Any], None]) -> None:
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = path.stem
-    from matplotlib import pyplot
+    mpl.use("agg")
+    mpl.rcParams["svg.hashsalt"] = path.stem
+    from matplotlib import pyplot as plt
 
-    figure, axis = pyplot.subplots(figsize=(7.5, 3.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
     chart(axis)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", color=GRID, linewidth=0.6)
@@ -108,7 +108,7 @@ def _draw(path: Path, record: dict[str, Any], chart: Callable[[Any], None]) -> N
     where = f"{here['gpu'] or here['cpu']}, {here['cores']} cores, torch {here['versions']['torch']}, {here['date']}"
     axis.set_title(f"{record['title']}\n{where}", loc="left", fontsize=10, color=INK)
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def _cpu_model() -> str:

@@ -49,7 +49,7 @@ def train(rank: int, args: argparse.Namespace, rate_file: str) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     share = args.batch // args.workers
     batches = [tuple(map(torch.from_numpy, batch(number, share, rank))) for number in range(DISTINCT_BATCHES)]
-    mean, std = torch.full((1, CHANNELS, 1, 1), 0.5, device=device), torch.full((1, CHANNELS, 1, 1), 0.25, device=device)
+    mean, std = (torch.full((1, CHANNELS, 1, 1), value, device=device) for value in (0.5, 0.25))
     for step in range(WARM_UP_STEPS + args.steps):
         if step == WARM_UP_STEPS:
             started = time.time()

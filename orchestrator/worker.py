@@ -21,13 +21,14 @@ from orchestrator.plan import PREFETCHED_BATCHES, PREFETCHED_CHUNKS, Plan
 from orchestrator.run_log import WorkerPlace
 from orchestrator.strategies.base import Strategy
 from orchestrator.strategies.sync import OneWorker, Sync
+from orchestrator.training.checkpoint import Snapshot
 from orchestrator.training.checkpoint_store import CheckpointStore
 from orchestrator.training.learner import Learner
 from orchestrator.training.loop import Training, train
 from orchestrator.training.progress import Progress
 from orchestrator.worker_log import WorkerLog
 from pipelines.device import ToDevice
-from pipelines.loader import Batch, batches_from_blocks, batches_from_threads
+from pipelines.loader import Batch, batches_from_blocks, batches_from_threads, begun
 from pipelines.order import Epoch, Position
 from pipelines.produce import Recipe
 from pipelines.randomness import mix
@@ -95,7 +96,7 @@ def train_in_group(group: GroupSetup) -> Outcome:
         stream = group.stream(purpose, start)
         shard = ray.train.get_dataset_shard(purpose)
         blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCHED_CHUNKS)
-        return batches_from_blocks(blocks, stream.layout(world_size), strategy.rank)
+        return batches_from_blocks(begun(iter(blocks)), stream.layout(world_size), strategy.rank)
 
     def sample_ids(epoch: int, positions: range) -> list[str]:
         return (recipe or ray.get(group.train_recipe)).sample_ids(epoch, positions)
@@ -132,15 +133,19 @@ def train_with(
     experiment = setup.experiment
     torch.set_num_threads(setup.plan.threads_per_worker)
     device = _device(setup.plan)
-    learner = build_learner(setup, device)
     store = CheckpointStore(setup.checkpoints, keep=experiment.checkpoint.keep)
     log = WorkerLog(channel, strategy.rank, sample_ids if experiment.trace.samples else None)
     channel.call("place", _place(strategy.rank))
-    progress = _restore(learner, store, log)
+    newest = _newest(store, log)
+    progress = Progress() if newest is None else Progress.from_json(newest.state["progress"])
+    # Before anything that takes time: a pipeline starts for seconds.
+    train_batches, val_batches = batches("train", progress.position), batches("val", progress.position)
+    learner = build_learner(setup, device)
+    if newest is not None:
+        learner.restore(newest)
     if strategy.rank == 0:
         channel.call("begin", progress.position.epoch, progress.steps, strategy.world_size)
     strategy.barrier()
-    train_batches, val_batches = batches("train", progress.position), batches("val", progress.position)
     training = Training(
         experiment=experiment,
         learner=learner,
@@ -180,13 +185,12 @@ def build_learner(setup: Setup, device: torch.device) -> Learner:
     return Learner(experiment, model, device)
 
 
-def _restore(learner: Learner, store: CheckpointStore, log: WorkerLog) -> Progress:
-    newest = store.newest(
+def _newest(store: CheckpointStore, log: WorkerLog) -> Snapshot | None:
+    return store.newest(
         lambda path, reason: log.event(
             "skipped_checkpoint", f"skipped the damaged checkpoint {path}: {reason}", path=path, reason=reason
         )
     )
-    return Progress() if newest is None else learner.restore(newest)
 
 
 def _device(plan: Plan) -> torch.device:

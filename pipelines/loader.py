@@ -4,11 +4,12 @@ Both ways yield the same batches. What arrives from Ray is checked against the a
 lost, doubled or dealt to the wrong rank stops the run instead of training on it.
 """
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from pipelines.layout import Chunk, Layout
 from pipelines.order import Epoch, Position
 from pipelines.produce import Recipe, Samples
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,27 @@ class Batch:
     images: Tensor
     labels: Tensor
     crc32: NDArray[np.uint32] | None
+
+
+def begun(items: Iterator[Item]) -> Iterator[Item]:
+    """Begin to fetch the first item now, in a thread, so that what makes it starts before it is asked for."""
+    first: Future[Item | None] = Future()
+
+    def fetch() -> None:
+        try:
+            first.set_result(next(items, None))
+        except BaseException as error:  # raised again where the item is asked for
+            first.set_exception(error)
+
+    threading.Thread(target=fetch, name="pipeline-start", daemon=True).start()
+    return _all(first, items)
+
+
+def _all(first: "Future[Item | None]", items: Iterator[Item]) -> Iterator[Item]:
+    item = first.result()
+    if item is not None:
+        yield item
+        yield from items
 
 
 class OutOfOrderError(RuntimeError):

@@ -64,11 +64,10 @@ class Stream:
     def dataset(self, world_size: int) -> Dataset:
         """The stream as a dataset of one row a chunk, in the order of the layout."""
         layout = self.layout(world_size)
-        tasks = _num_tasks(layout.num_chunks, self.pool.actors)
         dataset = ray.data.read_datasource(
-            _ChunkNumbers(layout.num_chunks),
+            _ChunkNumbers(layout.num_chunks, _chunks_per_task(layout.num_chunks, self.pool.actors)),
             num_cpus=self.pool.cpus_per_actor,
-            override_num_blocks=max(1, tasks),
+            override_num_blocks=1,
         ).map_batches(
             _Produce,
             fn_constructor_args=(self.recipe, layout, self.sample_shape),
@@ -97,30 +96,29 @@ class OrderedSplit(DataConfig):
 
 
 class _ChunkNumbers(Datasource):
-    """The numbers 0..n-1, cut into as many read tasks as asked for."""
+    """The numbers 0..n-1 in blocks of `chunks_per_task`, each of which becomes a task of an actor.
 
-    def __init__(self, num_chunks: int) -> None:
+    One read task yields them all and stays for the whole run. With a task a block, the process that runs them was
+    ended whenever it had been idle for a second, and training waited 1.5 s for the next one to start.
+    """
+
+    def __init__(self, num_chunks: int, chunks_per_task: int) -> None:
         super().__init__()
         self._num_chunks = num_chunks
+        self._chunks_per_task = chunks_per_task
 
     def estimate_inmemory_data_size(self) -> int:
         return 8 * self._num_chunks
 
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        bounds = np.linspace(0, self._num_chunks, parallelism + 1).astype(int)
-        return [
-            _read_task(start, stop)
-            for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
-            if stop > start
-        ]
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        num_chunks, step = self._num_chunks, self._chunks_per_task
 
+        def read() -> Iterable[pa.Table]:
+            for start in range(0, num_chunks, step):
+                yield pa.table({"chunk": np.arange(start, min(start + step, num_chunks))})
 
-def _read_task(start: int, stop: int) -> ReadTask:
-    def read() -> Iterable[pa.Table]:
-        yield pa.table({"chunk": np.arange(start, stop)})
-
-    metadata = BlockMetadata(num_rows=stop - start, size_bytes=8 * (stop - start), input_files=None, exec_stats=None)
-    return ReadTask(read, metadata)
+        size = self.estimate_inmemory_data_size()
+        return [ReadTask(read, BlockMetadata(num_rows=num_chunks, size_bytes=size, input_files=None, exec_stats=None))]
 
 
 class _Produce:
@@ -167,7 +165,6 @@ class ChunkMaker:
         return arrays
 
 
-def _num_tasks(num_chunks: int, actors: int) -> int:
-    """As few tasks as keep every actor busy: up to MAX_CHUNKS_PER_TASK chunks each, at least four an actor."""
-    chunks_per_task = max(1, min(MAX_CHUNKS_PER_TASK, num_chunks // (4 * actors)))
-    return -(-num_chunks // chunks_per_task)
+def _chunks_per_task(num_chunks: int, actors: int) -> int:
+    """As many as keep every actor busy: up to MAX_CHUNKS_PER_TASK, but at least four tasks an actor."""
+    return max(1, min(MAX_CHUNKS_PER_TASK, num_chunks // (4 * actors)))

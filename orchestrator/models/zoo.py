@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision.models
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -39,7 +38,7 @@ def build_model(config: ModelConfig, *, num_classes: int, channels: int, image_s
         if config.name in OURS:
             return OURS[config.name](num_classes, channels, image_size, **config.options)
         given = _given_by_data(config.name, image_size) | config.options
-        model = torchvision.models.get_model(config.name, weights=None, num_classes=num_classes, **given)
+        model = _torchvision().get_model(config.name, weights=None, num_classes=num_classes, **given)
     except REFUSALS as refusal:
         raise _refused(config, image_size, refusal) from refusal
     adapt_input_channels(model, channels)
@@ -65,19 +64,25 @@ def outline(config: ModelConfig, *, num_classes: int, channels: int, image_size:
 
 def model_names() -> list[str]:
     """All names that `model.name` can have, ours first."""
-    return [*OURS, *torchvision.models.list_models(module=torchvision.models)]
+    return [*OURS, *_torchvision().list_models(module=_torchvision())]
 
 
 def check_model(config: ModelConfig) -> None:
     """Raises: InputError if there is no such network, or its builder takes no option of such a name."""
-    names = model_names()
-    if config.name not in names:
+    if config.name not in OURS and config.name not in (names := model_names()):
         raise InputError(
             f"model.name: got {show(config.name)}, must be {either(OURS)} or a classification network of "
             f"torchvision such as resnet18{did_you_mean(config.name.lower(), names)}"
         )
     for option in config.options:
         _check_option(config.name, option, config.options[option])
+
+
+def _torchvision() -> Any:
+    # Takes two seconds to import, most of it torch's compiler: not in a worker that trains a network of ours.
+    import torchvision.models
+
+    return torchvision.models
 
 
 def _check_option(name: str, option: str, value: object) -> None:
@@ -99,7 +104,7 @@ def _parameters(name: str) -> dict[str, inspect.Parameter]:
     """The arguments of a network's class, which torchvision's builder functions pass on to it."""
     make = OURS.get(name)
     if make is None:
-        make = inspect.signature(torchvision.models.get_model_builder(name)).return_annotation
+        make = inspect.signature(_torchvision().get_model_builder(name)).return_annotation
     parameters = inspect.signature(make).parameters
     return {key: p for key, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 

@@ -35,11 +35,10 @@ class Learner:
             state={"progress": progress.to_json(), "precision": self.precision.state(), "identity": identity},
         )
 
-    def restore(self, snapshot: Snapshot) -> Progress:
+    def restore(self, snapshot: Snapshot) -> None:
         """Become what a snapshot says; bit for bit."""
         self.model.load_state_dict(snapshot.model)
         self.optimizer.load_state_dict(snapshot.optimizer)
         self.precision.load(snapshot.state["precision"])
         if self.average is not None and snapshot.ema is not None:
             self.average.load(snapshot.ema)
-        return Progress.from_json(snapshot.state["progress"])

@@ -125,7 +125,11 @@ def committed_texts() -> Iterator[tuple[Path, str]]:
     folders = ("experiments", "clusters", "orchestrator", "pipelines", "kernels", "tests", "benchmarks", "docs", ".ci")
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
     for path in sorted(paths):
-        if path.is_file() and path.suffix in {".py", ".md", ".yaml", ".toml", ".json", ".csv", ".txt", ".c", ""}:
+        if (
+            path.is_file()
+            and path.name != ".git"
+            and path.suffix in {".py", ".md", ".yaml", ".toml", ".json", ".csv", ".txt", ".c", ""}
+        ):
             yield path, path.read_text(errors="replace")
 
 

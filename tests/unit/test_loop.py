@@ -58,19 +58,17 @@ def training(folder: Path, *overrides: str) -> Training:
         train_batches=batches(),
         val_batches=batches(),
         to_device=ToDevice(experiment.data, torch.device("cpu"), channels_last=False),
-        sample_ids=lambda epoch, positions: [f"sample-{position}" for position in positions],
+        sample_ids=lambda _, positions: [f"sample-{position}" for position in positions],
         store=CheckpointStore(str(folder), keep=1),
         log=Silent(),
         identity={},
-        on_commit=lambda figures: None,
+        on_commit=lambda _: None,
     )
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_samples_and_checkpoint(tmp_path: Path) -> None:
     run = training(tmp_path, "checkpoint.every_steps=2")
-    run.learner.model.register_forward_hook(
-        lambda module, inputs, logits: logits * (float("nan") if run.progress.steps == 2 else 1.0)
-    )
+    run.learner.model.register_forward_hook(lambda *call: call[-1] * (float("nan") if run.progress.steps == 2 else 1.0))
     with pytest.raises(NonFiniteLoss, match="NaN or infinite in step 3") as failure:
         train(run)
     assert failure.value.details["sample_ids"] == ["sample-8", "sample-9", "sample-10", "sample-11"]

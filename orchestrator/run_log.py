@@ -72,7 +72,6 @@ class RunLog:
         self._attempt += 1
         self._first_step = step + 1
         self._recent.clear()
-        self._places = {}
         if self._unanswered is not None:
             self._restarts += 1
             cause = self._unanswered["cause"]
@@ -95,7 +94,7 @@ class RunLog:
         return self._attempt
 
     def place(self, worker: WorkerPlace) -> None:
-        """Note where a worker of this attempt runs."""
+        """Note where a worker runs, in place of what was noted for its rank before."""
         self._places[worker.rank] = worker
 
     def add(self, items: list[tuple[str, dict[str, Any]]]) -> bool:

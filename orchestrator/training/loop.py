@@ -280,6 +280,7 @@ def _overflowing(training: Training) -> NonFiniteGradients:
     return NonFiniteGradients(
         f"precision: got fp16, whose gradients were infinite or NaN in {MAX_SKIPPED_STEPS + 1} steps in a row up to "
         f"step {step}, at every scale of the loss. The last good checkpoint is "
-        f"{training.store.newest_path() or 'none'}. Lower train.optimizer.lr, set train.clip_grad_norm, or train in bf16 or fp32.",
+        f"{training.store.newest_path() or 'none'}. "
+        "Lower train.optimizer.lr, set train.clip_grad_norm, or train in bf16 or fp32.",
         step=step,
     )

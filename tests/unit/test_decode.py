@@ -58,8 +58,8 @@ def test_a_jpeg_is_decoded_as_pillow_does(channels: int, grey: bool) -> None:
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_is_fitted_as_torchvisions_resize_and_center_crop_do(height: int, width: int, channels: int) -> None:
-    """In sizes where they scale both sides alike and crop between pixels of the original. Tolerance: both round twice to
-    whole values, after weights of different precision."""
+    """In sizes where they scale both sides alike and crop between pixels of the original. Tolerance: both round twice
+    to whole values, after weights of different precision."""
     pixels = noise(height, width, channels)
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     resized = functional.resize(image, [20], InterpolationMode.BILINEAR, antialias=True)
@@ -218,7 +218,9 @@ def test_what_is_wrong_with_a_file_is_said(content: bytes, message: str) -> None
 
 def test_an_image_of_far_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UndecodableImage, match=r"^Image size .* exceeds limit of 200 pixels, .* take it out of the data"):
+    with pytest.raises(
+        UndecodableImage, match=r"^Image size .* exceeds limit of 200 pixels, .* take it out of the data"
+    ):
         decode(PNG, 32, 3)
 
 

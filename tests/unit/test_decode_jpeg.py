@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import simplejpeg  # type: ignore[import-untyped]
 from image_files import encoded
+from jpeg_files import KINDS, encoded_cmyk, scene, subsampled
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,25 +29,6 @@ def library() -> ctypes.CDLL:
         pytest.skip(f"needs the native region decode: {reason}")
 
 
-def scene(height: int, width: int, seed: int = 0) -> Pixels:
-    """Coarse patches of colour under fine noise: sharp edges in chroma, as upsampling has to meet them."""
-    rng = np.random.default_rng(seed)
-    patches = rng.integers(0, 256, (height // 5 + 1, width // 5 + 1, 3)).repeat(5, axis=0).repeat(5, axis=1)
-    return np.clip(patches[:height, :width] + rng.normal(0, 12, (height, width, 3)), 0, 255).astype(np.uint8)
-
-
-def subsampled(kind: str, height: int, width: int, seed: int = 0) -> bytes:
-    """`kind`: 444, 422, 420, 440, 411, Gray, or one that Pillow writes: progressive, progressive grey, optimized."""
-    pixels = scene(height, width, seed)
-    if kind == "Gray":
-        grey = np.ascontiguousarray(pixels[..., :1])
-        return bytes(simplejpeg.encode_jpeg(grey, quality=85, colorspace="GRAY", colorsubsampling="Gray"))
-    if kind.startswith("progressive"):
-        image = pixels[..., 0] if kind.endswith("grey") else pixels
-        return encoded(image, "JPEG", progressive=True, quality=85, subsampling=2 if kind == "progressive 420" else 0)
-    return bytes(simplejpeg.encode_jpeg(pixels, quality=85, colorsubsampling=kind))
-
-
 def boxes(height: int, width: int, seed: int, number: int) -> Iterator[Box]:
     """Random ones, and those that touch each edge or corner or are one pixel."""
     yield Box(0, 0, width, height)
@@ -62,9 +43,6 @@ def boxes(height: int, width: int, seed: int, number: int) -> Iterator[Box]:
 
 def cut(pixels: Pixels, box: Box) -> Pixels:
     return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-
-
-KINDS = ["444", "422", "420", "440", "411", "Gray", "progressive 420", "progressive 444", "progressive grey"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,12 +87,6 @@ def test_unusual_samplings_and_cmyk_are_decoded_by_pillow() -> None:
         assert np.array_equal(decode_box(content, (3, 5, 20, 20), 20, 3), expected[5:25, 3:23])
 
 
-def encoded_cmyk(pixels: Pixels) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).convert("CMYK").save(stream, "JPEG")
-    return stream.getvalue()
-
-
 def with_sampling(content: bytes, *factors: int) -> bytes:
     """The JPEG, its frame header saying other sampling factors."""
     changed = bytearray(content)
@@ -150,9 +122,9 @@ def test_pixels_that_would_be_guessed_are_an_error(library: ctypes.CDLL) -> None
     scan = content.index(b"\xff\xda")
     cut_off = content[: (scan + len(content)) // 2] + b"\xff\xd9"
     header = read_header(cut_off)
-    with pytest.raises(DamagedJpeg, match="^Corrupt JPEG data: premature end of data segment$"):
+    with pytest.raises(DamagedJpeg, match=r"^Corrupt JPEG data: premature end of data segment$"):
         decode_region(library, cut_off, Box(0, 0, 96, 96), 1, 3)
-    with pytest.raises(DamagedJpeg, match="^Corrupt JPEG data: premature end of data segment$"):
+    with pytest.raises(DamagedJpeg, match=r"^Corrupt JPEG data: premature end of data segment$"):
         decode_whole(cut_off, header, 1, 3)
 
 
@@ -168,7 +140,7 @@ def test_a_progressive_image_without_its_last_scans_is_refused() -> None:
     content = subsampled("progressive 420", 64, 64)
     scans = [match.start() for match in re.finditer(rb"\xff\xda", content)]
     for scan in scans[1:]:
-        with pytest.raises(UndecodableImage, match="^the progressive JPEG ends before its last scan$"):
+        with pytest.raises(UndecodableImage, match=r"^the progressive JPEG ends before its last scan$"):
             size_of(content[:scan] + b"\xff\xd9")
     assert size_of(content) == (64, 64)
 
@@ -176,5 +148,5 @@ def test_a_progressive_image_without_its_last_scans_is_refused() -> None:
 def test_a_box_outside_of_the_image_is_refused_by_the_native_code(library: ctypes.CDLL) -> None:
     content = subsampled("420", 40, 50)
     for box in (Box(-1, 0, 5, 5), Box(0, 0, 51, 5), Box(0, 36, 5, 5), Box(3, 3, 0, 5), Box(2**31 - 1, 0, 2**31 - 1, 1)):
-        with pytest.raises(DamagedJpeg, match="^the rectangle lies outside of the 50x40 pixels$"):
+        with pytest.raises(DamagedJpeg, match=r"^the rectangle lies outside of the 50x40 pixels$"):
             decode_region(library, content, box, 1, 3)

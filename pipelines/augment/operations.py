@@ -59,13 +59,13 @@ def grey(image: Image) -> Image:
 
 def brightness(image: Image, factor: float) -> Image:
     """0 is black, 1 the image."""
-    return _look_up(image, _truncate(_LEVELS * np.float32(factor)))
+    return _look_up(image, _truncate(_LEVELS.astype(np.float32) * np.float32(factor)))
 
 
 def contrast(image: Image, factor: float) -> Image:
     """0 is the mean grey, 1 the image."""
     mean = int(grey(image)[..., 0].mean() + 0.5)
-    return _look_up(image, _truncate(mean + np.float32(factor) * (_LEVELS - mean)))
+    return _look_up(image, _truncate(mean + np.float32(factor) * (_LEVELS - mean).astype(np.float32)))
 
 
 def saturation(image: Image, factor: float) -> Image:

@@ -1,9 +1,14 @@
-"""Which samples a source has, under which names and in which order: the same for the same images, in a folder or a tar.
+"""Which samples a source has, under which names and in which order: the same for the same images in any form.
 
-A sample's id is `<class>/<file name>`; the class is the folder that directly holds the file, and samples are sorted
-by id. All class folders lie side by side in one folder, at any depth: otherwise a path one level too high would train
-on `train/` and `test/` together. Files and folders whose names begin with a dot (of file browsers, of macOS in its
-tars) and files that end in none of EXTENSIONS are passed over; a class folder without images is no class.
+A sample's id is `<class>/<file name>`, and samples are sorted by id. Where nothing else names the class, it is the
+folder that directly holds the file. All class folders lie side by side in one folder, at any depth: otherwise a path
+one level too high would train on `train/` and `test/` together. Files and folders whose names begin with a dot (of
+file browsers, of macOS in its tars) and files that end in none of EXTENSIONS are passed over; a class folder without
+images is no class.
+
+Where labels are written down (WebDataset, parquet), the class is what the label says: a text; a number as decimal
+text; or the name that a class list gives to the number. Classes are in the order of the class list, else numbers by
+value, else texts sorted.
 """
 
 import hashlib
@@ -11,6 +16,7 @@ import posixpath
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +29,7 @@ EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", "
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Which samples a source has: `ids` sorted, `labels` (n,) indexes into the sorted `classes`.
+    """Which samples a source has: `ids` sorted, `labels` (n,) indexes into `classes`.
 
     `keys` (n,) are the addresses of the samples for random draws, 64-bit hashes of their ids.
     """
@@ -44,6 +50,28 @@ class Listing:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: NDArray[np.int64]) -> "Listing":
+        """The listing of some samples, in the order of `indices`; the classes stay."""
+        return Listing(self.classes, self.ids.take(pa.array(indices)), self.labels[indices], self.keys[indices])
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where samples lie one after the other, for reading in long runs: `order.windowed_order`.
+
+    `sizes`: samples of each file or group of rows. `samples` (n,): which sample lies at each place, all in a row.
+    """
+
+    sizes: tuple[int, ...]
+    samples: NDArray[np.int64]
+
+
+def storage_of(parts: NDArray[np.int64], places: NDArray[np.int64]) -> Storage:
+    """The storage of samples of which number i lies in part `parts[i]` at `places[i]`; an empty part does not count."""
+    samples = np.lexsort((places, parts))
+    sizes = np.bincount(parts)
+    return Storage(tuple(sizes[sizes > 0].tolist()), samples)
+
 
 def listing_of(ids: Sequence[str]) -> Listing:
     """The listing of ids that are sorted already."""
@@ -56,6 +84,70 @@ def listing_of(ids: Sequence[str]) -> Listing:
         np.array([number[name] for name in names], np.int64),
         np.array([mix("sample", sample_id) for sample_id in ids], np.uint64),
     )
+
+
+def labelled_listing(
+    spec: str, place: str, values: Sequence[int | str], names: Sequence[str], classes: Sequence[str] | None = None
+) -> tuple[Listing, NDArray[np.int64]]:
+    """List samples whose labels are written down; `spec` is what the user wrote.
+
+    `values` are the labels, `names` the file names, `classes` what the numbers stand for, if that is known.
+    Returns the listing, and which of the samples given each of it is.
+    Raises: ValueError if there is none, a label cannot be one, or two samples have one id.
+    """
+    if not values:
+        raise ValueError(f"got {spec!r}, but {place} holds no sample. Give one that does.")
+    all_classes, labels = _number_labels(spec, place, values, classes)
+    ids = [f"{all_classes[label]}/{name}" for label, name in zip(labels, names, strict=True)]
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    in_order = [ids[i] for i in order]
+    twice = next((one for one, next_one in pairwise(in_order) if one == next_one), None)
+    if twice is not None:
+        raise ValueError(
+            f"got {spec!r}, but in {place} two samples of one class have one name, {twice!a}, and random draws are "
+            "addressed by it. Give each sample of a class its own file name."
+        )
+    keys = np.array([mix("sample", sample_id) for sample_id in in_order], np.uint64)
+    chosen = np.array(order, np.int64)
+    return Listing(all_classes, pa.array(in_order, pa.string()), np.array(labels, np.int64)[chosen], keys), chosen
+
+
+def _number_labels(
+    spec: str, place: str, values: Sequence[int | str], classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[int]]:
+    """The classes in their order, and for each label the index of its class."""
+    numbers = sorted({value for value in values if isinstance(value, int)})
+    texts = sorted({value for value in values if isinstance(value, str)})
+    if numbers and texts:
+        raise ValueError(
+            f"got {spec!r}, but in {place} some labels are numbers ({numbers[0]}) and some are texts ({texts[0]!a}). "
+            "Write all of them in one way."
+        )
+    if numbers and numbers[0] < 0:
+        raise ValueError(
+            f"got {spec!r}, but in {place} a label is {numbers[0]}, must be 0 or more. "
+            "Samples without a label cannot be used; take them out."
+        )
+    if texts and not texts[0]:
+        raise ValueError(f"got {spec!r}, but in {place} a label is an empty text. Give the sample one, or take it out.")
+    distinct: list[int | str] = [*numbers, *texts]
+    if classes is None:
+        names = tuple(str(value) for value in distinct)
+        index = {value: i for i, value in enumerate(distinct)}
+    else:
+        names = tuple(classes)
+        if len(set(names)) < len(names) or "" in names:
+            raise ValueError(
+                f"got {spec!r}, but the class list in {place} has a name that is empty or stands twice. Repair it."
+            )
+        index = dict(zip(range(len(names)) if numbers else names, range(len(names)), strict=True))
+    strange = next((value for value in distinct if value not in index), None)
+    if strange is not None:
+        raise ValueError(
+            f"got {spec!r}, but in {place} a label is {strange!a}, must be one of the {len(names)} of its class list. "
+            "Repair the label or the list."
+        )
+    return names, [index[value] for value in values]
 
 
 def is_image(path: str) -> bool:

@@ -6,6 +6,7 @@ a contiguous share of them. So where a run stands in its data is (epoch, step, s
 mid-epoch costs one seek, and nothing depends on how many workers, actors or blocks there are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +25,10 @@ def order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
     Samples are sorted by a 64-bit Philox key each, so the order is the same for ever on every machine and
     library version (numpy's own `permutation` promises no stable stream).
     """
+    return _permutation(seed, epoch, num_samples)
+
+
+def _permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
     keys = np.empty(num_samples, np.uint64)
     for start in range(0, num_samples, _BLOCK):
         numbers = np.arange(start, min(start + _BLOCK, num_samples), dtype=np.uint64)
@@ -33,6 +38,29 @@ def order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
         bits = philox(counter, words(mix("order", seed)))
         keys[start : start + _BLOCK] = (bits[:, 0] << np.uint64(32)) | bits[:, 1]
     permutation = np.argsort(keys, kind="stable")
+    permutation.flags.writeable = False
+    return permutation
+
+
+def windowed_order(seed: int, epoch: int, shard_sizes: Sequence[int], window: int) -> NDArray[np.int64]:
+    """The permutation of one epoch for storage that is read best in long runs: (sum of sizes,) rows, read-only.
+
+    Shards are shuffled; then, of each `window` shards that follow each other in the shuffled order, the rows. So what
+    is read at a time lies in at most `window` shards, and a window of all shards is a shuffle of everything. Rows count
+    through the shards one after the other. How well it mixes: rows meet only rows of the same window.
+    Raises: ValueError if `window` is below 1.
+    """
+    if window < 1:
+        raise ValueError(f"window: got {window}, must be 1 or more. Give how many shards to mix at a time.")
+    sizes = np.asarray(shard_sizes, np.int64)
+    starts = np.cumsum(sizes) - sizes
+    shards = _permutation(mix("shards", seed), epoch, len(sizes))
+    mixed = []
+    for number in range(-(-len(shards) // window)):
+        members = shards[number * window : (number + 1) * window]
+        rows = np.concatenate([np.arange(starts[shard], starts[shard] + sizes[shard]) for shard in members])
+        mixed.append(rows[_permutation(mix("window", seed, number), epoch, len(rows))])
+    permutation = np.concatenate(mixed) if mixed else np.empty(0, np.int64)
     permutation.flags.writeable = False
     return permutation
 

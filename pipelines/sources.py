@@ -1,29 +1,38 @@
-"""Where samples come from: `digits`, `imagefolder:PATH`, `tar:PATH`.
+"""Where samples come from: `digits`, `imagefolder:PATH`, `tar:PATH`, `parquet:PATH`, `shards:PATH`.
 
 How images become samples with ids and labels is said in `pipelines/listing.py`. Sources hold arrays and paths and no
 open file: they are sent to the actors of the pipeline. Reads are safe from any number of threads.
+
+Behind the path may stand options, `?NAME=VALUE&NAME=VALUE`. Of any source: `val_fraction` (0 to 1) holds that share of
+its samples out for `val` and leaves the others to `train`, `split_seed` (0) chooses another division, `per_class` keeps
+at most so many samples of a class. Of parquet: the names of the columns, `image` and `label`.
 """
 
 import difflib
 import os
 import posixpath
-import weakref
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.listing import Listing, is_image, list_images, listing_of
+from pipelines.files import Files, absolute, find_files
+from pipelines.listing import Listing, Storage, is_image, list_images, listing_of, storage_of
 from pipelines.order import order
-from pipelines.tar_index import index_tar
+from pipelines.parquet_source import open_parquet
+from pipelines.shards import open_shards
+from pipelines.split import at_most_per_class, held_out
+from pipelines.tar_index import TarIndex, index_tar
+from pipelines.webdataset import has_labels, list_webdataset
 
 NUM_DIGITS_HELD_OUT = 360
 
 Split = Literal["train", "val"]
+Number = TypeVar("Number", int, float)
 
 
 class Source(Protocol):
@@ -41,25 +50,53 @@ class Source(Protocol):
 
 
 def open_source(spec: str, split: Split) -> Source:
-    """List the samples of a source. `split` chooses the part of a source that has parts (digits).
+    """List the samples of a source. `split` chooses the part of a source that has parts (digits, `val_fraction`).
 
-    Paths are local; relative ones begin at the current folder, and `~` is the home folder.
+    Relative paths begin at the current folder, and `~` is the home folder. All but folders of images can lie where
+    pyarrow reaches by a URI (s3://, gs://, file://).
     Raises: ValueError if there is no such kind of source, no such path, or what is there cannot be used.
     """
-    kind, _, path = spec.partition(":")
+    place, options = _take_options(spec)
+    kind, _, path = place.partition(":")
     if kind not in SOURCES or (kind != "digits") != bool(path):
-        raise ValueError(f"got {spec!r}, must be one of {', '.join(FORMS.values())}. {_advice(spec, kind)}")
-    if "://" in path:
-        raise ValueError(
-            f"got {spec!r}, must be a path on this machine. Copy the images to a folder that all nodes see."
-        )
-    return SOURCES[kind](spec, path, split)
+        raise ValueError(f"got {spec!r}, must be one of {', '.join(FORMS.values())}. {_advice(place, kind)}")
+    opened = SOURCES[kind](Asked(spec, path, split, _check_options(spec, kind, options)))
+    return _part(opened, split, options)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a source is opened by: the user's whole text, and its parts."""
+
+    spec: str
+    path: str
+    split: Split
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some samples of a source: those at `indices`."""
+
+    listing: Listing
+    source: Source
+    indices: NDArray[np.int64]
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        return self.source.read(int(self.indices[index]))
 
 
 def check_same_classes(train: Source, val: Source) -> None:
     """Raises: ValueError if the two do not have the same classes, since labels would mean different things."""
     ours, theirs = set(val.listing.classes), set(train.listing.classes)
     if ours == theirs:
+        pairs = zip(val.listing.classes, train.listing.classes, strict=True)
+        at, pair = next(((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1]), (0, None))
+        if pair is not None:
+            raise ValueError(
+                f"got the classes of data.train in another order, must be the same: label {at} is {pair[0]} here and "
+                f"{pair[1]} in data.train. Use sources of one kind, or give both the same class list."
+            )
         return
     differences = [
         f"{', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''} only in data.{setting}"
@@ -87,12 +124,12 @@ class Digits:
         return self.images[index]
 
 
-def _open_digits(_spec: str, _path: str, split: Split) -> Digits:
+def _open_digits(asked: Asked) -> Digits:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     shuffled = order(0, 0, len(digits.target))
-    chosen = shuffled[:NUM_DIGITS_HELD_OUT] if split == "val" else shuffled[NUM_DIGITS_HELD_OUT:]
+    chosen = shuffled[:NUM_DIGITS_HELD_OUT] if asked.split == "val" else shuffled[NUM_DIGITS_HELD_OUT:]
     chosen = chosen[np.lexsort((chosen, digits.target[chosen]))]
     ids = [f"{digits.target[index]}/{index:04d}" for index in chosen]
     images = np.rint(digits.images[chosen] * (255 / 16)).astype(np.uint8)
@@ -110,8 +147,14 @@ class ImageFolder:
         return Path(self.root, self.listing.ids[index].as_py()).read_bytes()
 
 
-def _open_folder(spec: str, path: str, _split: Split) -> ImageFolder:
-    root = _absolute(path)
+def _open_folder(asked: Asked) -> ImageFolder:
+    spec = asked.spec
+    if "://" in asked.path:
+        raise ValueError(
+            f"got {spec!r}, must be a path on this machine. Copy the images to a folder that all nodes see, "
+            "or pack them: convoy pack."
+        )
+    root = absolute(asked.path)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         advice = "Write tar:PATH for a tar, or give" if root.exists() else "Give"
@@ -142,70 +185,141 @@ def _images_under(spec: str, root: Path) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class TarFile:
-    """Image files in class folders in an uncompressed tar; read in place by offset, in any order.
+class Tars:
+    """Images in uncompressed tars; read in place by offset, in any order.
 
-    `num_bytes`: of the tar when it was listed, by which a changed one is told.
+    `places` (n, 3): for each sample the number of its tar, its offset and its size.
     """
 
     listing: Listing
-    path: str
-    num_bytes: int
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    files: Files
+    places: NDArray[np.int64]
 
     def read(self, index: int) -> bytes:
-        size = int(self.sizes[index])
-        content = os.pread(self._descriptor, size, int(self.offsets[index]))
-        if len(content) != size:
-            raise OSError(f"{self.path} ends before byte {self.offsets[index] + size}")
-        return content
+        number, offset, size = self.places[index].tolist()
+        return self.files.read(number, offset, size)
 
-    @cached_property
-    def _descriptor(self) -> int:
-        """Opened at the first read in a process; a read moves no file position, so threads can share it."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)
-        num_bytes = os.fstat(descriptor).st_size
-        if num_bytes != self.num_bytes:
-            raise OSError(f"{self.path} has {num_bytes} bytes, had {self.num_bytes} when it was listed")
-        return descriptor
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_descriptor"}
+    @property
+    def storage(self) -> Storage:
+        return storage_of(self.places[:, 0], self.places[:, 1])
 
 
-def _open_tar(spec: str, path: str, _split: Split) -> TarFile:
-    file = _absolute(path)
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        advice = "Write imagefolder:PATH for a folder, or give" if file.is_dir() else "Give"
+def _open_tar(asked: Asked) -> Tars:
+    spec = asked.spec
+    is_folder = "://" not in asked.path and absolute(asked.path).is_dir()
+    advice = "Write imagefolder:PATH for a folder, or give" if is_folder else "Give"
+    files = find_files(spec, asked.path, f"{advice} an uncompressed tar with a folder for each class.")
+    indexes = [index_tar(spec, files, number) for number in range(len(files.paths))]
+    labelled = [has_labels(index) for index in indexes if index.images]
+    if any(labelled) and not all(labelled):
         raise ValueError(
-            f"got {spec!r}, but {file} {what}, must be a file. "
-            f"{advice} an uncompressed tar with a folder for each class."
+            f"got {spec!r}, but some of these tars have labels beside their images (.cls, .json), and some have none. "
+            "Make all of them in one form."
         )
-    places = index_tar(spec, file)
-    listing, parent = list_images(spec, str(file), places)
-    wanted = np.array([places[posixpath.join(parent, sample_id)] for sample_id in listing.ids.to_pylist()], np.int64)
-    return TarFile(listing, str(file), file.stat().st_size, wanted[:, 0].copy(), wanted[:, 1].copy())
+    if any(labelled):
+        listing, places = list_webdataset(spec, files.paths, indexes)
+        return Tars(listing, files, places)
+    return _tars_of_folders(spec, files, indexes)
 
 
-def _absolute(path: str) -> Path:
-    # Path.expanduser raises where there is no such user; this leaves the path for the message that it does not exist.
-    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
+def _tars_of_folders(spec: str, files: Files, indexes: list[TarIndex]) -> Tars:
+    places: dict[str, tuple[int, int, int]] = {}
+    for number, index in enumerate(indexes):
+        for path, (offset, size) in index.images.items():
+            if path in places:
+                raise ValueError(
+                    f"got {spec!r}, but {path} lies in {files.paths[places[path][0]]} and in {files.paths[number]}, "
+                    "must lie in one of them. Take it out of the other."
+                )
+            places[path] = (number, offset, size)
+    where = files.paths[0] if len(files.paths) == 1 else f"{files.paths[0]} and {len(files.paths) - 1} more"
+    listing, parent = list_images(spec, where, places)
+    wanted = [places[posixpath.join(parent, sample_id)] for sample_id in listing.ids.to_pylist()]
+    return Tars(listing, files, np.array(wanted, np.int64))
 
 
-def _advice(spec: str, kind: str) -> str:
-    if spec and kind not in SOURCES and _absolute(spec).exists():
-        return f"Write {'imagefolder' if _absolute(spec).is_dir() else 'tar'}:{spec}."
+def _take_options(spec: str) -> tuple[str, dict[str, str]]:
+    """`tar:x.tar?a=1&b=2` -> `tar:x.tar`, {a: 1, b: 2}. A `?` of a glob is followed by no name and `=`."""
+    match = re.fullmatch(r"(.*?)\?((?:\w+=[^&]*)(?:&\w+=[^&]*)*)", spec)
+    if match is None:
+        return spec, {}
+    return match[1], dict(option.split("=", 1) for option in match[2].split("&"))
+
+
+def _check_options(spec: str, kind: str, options: dict[str, str]) -> dict[str, str]:
+    """The options that the kind itself has.
+
+    Raises: ValueError if neither it nor every source has an option of that name.
+    """
+    own = OWN_OPTIONS.get(kind, ())
+    for name in options:
+        if name not in (*own, *PART_OPTIONS):
+            allowed = ", ".join((*own, *PART_OPTIONS))
+            near = difflib.get_close_matches(name, (*own, *PART_OPTIONS), n=1)
+            advice = f"Did you mean {near[0]}?" if near else "Take it out."
+            raise ValueError(f"got {spec!r}, but option {name} is unknown, must be one of {allowed}. {advice}")
+    if kind == "digits" and "val_fraction" in options:
+        raise ValueError(f"got {spec!r}, but digits holds out a fixed fifth for val. Take val_fraction out.")
+    return {name: value for name, value in options.items() if name in own}
+
+
+def _part(source: Source, split: Split, options: dict[str, str]) -> Source:
+    seed = _number("split_seed", options.get("split_seed", "0"), int, "a whole number")
+    if "val_fraction" in options:
+        fraction = _number("val_fraction", options["val_fraction"], float, "a number between 0 and 1")
+        if not 0 < fraction < 1:
+            raise ValueError(f"val_fraction: got {fraction}, must be between 0 and 1. Give the share to hold out.")
+        chosen = held_out(source.listing, fraction, seed)
+        source = _take(source, np.flatnonzero(chosen if split == "val" else ~chosen))
+    if "per_class" in options:
+        number = _number("per_class", options["per_class"], int, "a whole number from 1 on")
+        if number < 1:
+            raise ValueError(f"per_class: got {number}, must be 1 or more. Give how many samples of a class to keep.")
+        source = _take(source, at_most_per_class(source.listing, number, seed))
+    return source
+
+
+def _take(source: Source, indices: NDArray[np.int64]) -> Part:
+    return Part(source.listing.take(indices), source, indices)
+
+
+def _number(name: str, text: str, kind: Callable[[str], Number], allowed: str) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name}: got {text!r}, must be {allowed}. Repair the option.") from None
+
+
+def _open_parquet(asked: Asked) -> Source:
+    columns = {"image": "image", "label": "label"} | dict(asked.options)
+    return open_parquet(asked.spec, asked.path, **columns)
+
+
+def _open_shards(asked: Asked) -> Source:
+    return open_shards(asked.spec, asked.path)
+
+
+def _advice(place: str, kind: str) -> str:
+    if place and kind not in SOURCES and absolute(place).exists():
+        return f"Write {_kind_of(absolute(place))}:{place}."
     near = difflib.get_close_matches(kind, SOURCES, n=1)
     return f"Did you mean {FORMS[near[0]]}?" if near else "Write the kind of source, a colon and its path."
 
 
+def _kind_of(path: Path) -> str:
+    if path.is_dir():
+        return "shards" if (path / "index.json").exists() else "imagefolder"
+    return "parquet" if path.suffix == ".parquet" else "tar"
+
+
 # The one table of sources: what an experiment writes before the colon.
-SOURCES: dict[str, Callable[[str, str, Split], Source]] = {
+SOURCES: dict[str, Callable[[Asked], Source]] = {
     "digits": _open_digits,
     "imagefolder": _open_folder,
     "tar": _open_tar,
+    "parquet": _open_parquet,
+    "shards": _open_shards,
 }
 FORMS = {name: name if name == "digits" else f"{name}:PATH" for name in SOURCES}
+PART_OPTIONS = ("val_fraction", "split_seed", "per_class")
+OWN_OPTIONS = {"parquet": ("image", "label")}

@@ -1,19 +1,31 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from augment_samples import draws_for, random_images, tensor
 from pydantic import ValidationError
 from scipy.stats import chisquare
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from pipelines.augment.affine import Rotate, Shear, Stretch, Translate
+from pipelines.augment.autoaugment import AutoAugment
 from pipelines.augment.base import CpuAugmentation
+from pipelines.augment.blur import GaussianBlur, Sharpness
 from pipelines.augment.crop import RandomCrop
-from pipelines.augment.flip import HorizontalFlip
+from pipelines.augment.elastic import Elastic
+from pipelines.augment.erase import Cutout, Erasing
+from pipelines.augment.flip import HorizontalFlip, VerticalFlip
+from pipelines.augment.lens import LensDistortion
 from pipelines.augment.normalize import Normalize
-from pipelines.randomness import Draws, mix
-
-Pixels = NDArray[np.uint8]
+from pipelines.augment.perspective import Perspective
+from pipelines.augment.randaugment import RandAugment
+from pipelines.augment.random_mix import RandomMix
+from pipelines.augment.table import Operation
+from pipelines.augment.tone import Autocontrast, Equalize, Grayscale, Invert, Posterize, Solarize
+from pipelines.augment.trivialaugment import TrivialAugment
+from pipelines.randomness import Draws
 
 SHAPES = [(0, 4, 4, 3), (1, 1, 1, 1), (7, 8, 8, 1), (5, 32, 32, 3), (4, 5, 9, 3)]
 AUGMENTATIONS = [
@@ -21,22 +33,36 @@ AUGMENTATIONS = [
     RandomCrop(padding=12, fill=7),
     HorizontalFlip(),
     HorizontalFlip(probability=1.0),
+    VerticalFlip(),
+    Translate(),
+    Rotate(degrees=180, fill=3),
+    Stretch(border="reflect"),
+    Shear(vertical=5.0),
+    Perspective(probability=0.5),
+    LensDistortion(),
+    Elastic(sigma=1.5),
+    GaussianBlur(),
+    Sharpness(),
+    Grayscale(probability=0.5),
+    Solarize(),
+    Posterize(),
+    Equalize(probability=1.0),
+    Autocontrast(),
+    Invert(),
+    Erasing(),
+    Cutout(side=3),
+    RandAugment(),
+    TrivialAugment(),
+    AutoAugment(),
+    AutoAugment(policy="cifar10"),
+    RandomMix(choose=2, of=(Rotate(), Invert(), Equalize(), HorizontalFlip())),
 ]
 
 
-def draws_for(num: int, epoch: int = 0) -> Draws:
-    return Draws(0, epoch, np.array([mix("sample", i) for i in range(num)], np.uint64), 1)
-
-
-def random_images(shape: tuple[int, int, int, int]) -> Pixels:
-    """Read-only, so that a change in place raises."""
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    images.flags.writeable = False
-    return images
-
-
-def tensor(image: Pixels) -> torch.Tensor:
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)
+def test_every_augmentation_on_the_cpu_is_among_those_tested() -> None:
+    """But for `function`, which is a user's."""
+    names = {kind.model_fields["name"].default for kind in (*get_args(Operation), RandomMix)}
+    assert names - {"function"} == {augmentation.name for augmentation in AUGMENTATIONS}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

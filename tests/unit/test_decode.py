@@ -44,8 +44,12 @@ def test_pixels_of_the_right_size_and_kind_are_left_alone(kind: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("grey", [False, True])
 def test_a_jpeg_is_decoded_as_pillow_does(channels: int, grey: bool) -> None:
+    """Grey from colours is the luma as stored, as Pillow's draft mode gives it."""
     content = encoded(smooth(32, 32)[..., 0] if grey else smooth(32, 32), "JPEG", quality=90)
-    expected = np.asarray(Image.open(io.BytesIO(content)).convert("L" if channels == 1 else "RGB"))
+    image = Image.open(io.BytesIO(content))
+    mode = "L" if channels == 1 else "RGB"
+    image.draft(mode, image.size)
+    expected = np.asarray(image.convert(mode))
     assert np.array_equal(decode(content, 32, channels), expected.reshape(32, 32, channels))
 
 
@@ -54,24 +58,25 @@ def test_a_jpeg_is_decoded_as_pillow_does(channels: int, grey: bool) -> None:
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_is_fitted_as_torchvisions_resize_and_center_crop_do(height: int, width: int, channels: int) -> None:
-    """In sizes where they scale both sides alike and crop between pixels of the original."""
+    """In sizes where they scale both sides alike and crop between pixels of the original. Tolerance: both round twice
+    to whole values, after weights of different precision."""
     pixels = noise(height, width, channels)
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    resized = functional.resize(image, [20], InterpolationMode.BICUBIC, antialias=True)
+    resized = functional.resize(image, [20], InterpolationMode.BILINEAR, antialias=True)
     left, top = (resized.width - 20) // 2, (resized.height - 20) // 2
-    expected = np.asarray(resized.crop((left, top, left + 20, top + 20)))
-    assert np.array_equal(decode(encoded(np.asarray(image)), 20, channels), expected.reshape(20, 20, channels))
+    expected = np.asarray(resized.crop((left, top, left + 20, top + 20)), np.int16).reshape(20, 20, channels)
+    inner = slice(2, -2)  # at the edges of the crop pixels outside of it count for torchvision
+    assert np.abs(decode(encoded(np.asarray(image)), 20, channels) - expected)[inner, inner].max() <= 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(71, 48), (33, 47), (21, 22), (37, 400)])
 def test_the_central_square_is_cut_at_whole_pixels_of_the_original(height: int, width: int) -> None:
-    """Of any size; not compared at the edges, where pixels outside of the square count too."""
+    """Of any size, and nothing outside of it counts. Tolerance as above."""
     image = Image.fromarray(noise(height, width, 3))
     short = min(height, width)
     left, top = (width - short) // 2, (height - short) // 2
-    square = image.crop((left, top, left + short, top + short)).resize((20, 20), Image.Resampling.BICUBIC)
-    inner = slice(2, -2)
-    assert np.array_equal(decode(saved(image), 20, 3)[inner, inner], np.asarray(square)[inner, inner])
+    square = image.crop((left, top, left + short, top + short)).resize((20, 20), Image.Resampling.BILINEAR)
+    assert np.abs(decode(saved(image), 20, 3) - np.asarray(square, np.int16)).max() <= 1
 
 
 def test_scaling_is_antialiased() -> None:
@@ -82,12 +87,12 @@ def test_scaling_is_antialiased() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_large_image_made_smaller_the_cheap_way_is_nearly_the_same(kind: str) -> None:
-    """Tolerance: smooth pixels change by at most 4 between neighbours of the result, so half a pixel is 2, and the
-    two roundings and JPEG's scaled transform add at most 2 more."""
+def test_a_large_image_is_made_smaller_as_pillow_does(kind: str) -> None:
+    """A JPEG in its own transform first. Tolerance: smooth pixels change by at most 4 between neighbours of the result,
+    so half a pixel is 2, and the two roundings and JPEG's scaled transform add at most 2 more."""
     content = encoded(smooth(500, 700), kind, **({"quality": 95} if kind == "JPEG" else {}))
     image = Image.open(io.BytesIO(content)).convert("RGB").crop((100, 0, 600, 500))
-    expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(decode(content, 32, 3).astype(int) - expected).max() <= 4
 
 
@@ -199,8 +204,8 @@ PNG = encoded(noise(40, 40, 3))
     [
         (b"", "^the file is empty$"),
         (b"<html>not found</html>", "^no known image format; it begins with b'<html>not found<'$"),
-        (JPEG[:-40], r"^OSError: image file is truncated \(\d+ bytes not processed\)$"),
-        (JPEG[:200], "^OSError: Truncated File Read$"),
+        (JPEG[:-40], "^the JPEG is cut off: it has no end marker$"),
+        (JPEG[:200], "^the JPEG is cut off before its first scan$"),
         (PNG[: len(PNG) // 2], r"^OSError: image file is truncated"),
         (PNG[:200] + b"\0" * 50 + PNG[250:], "^(OSError|SyntaxError): .*broken"),
     ],
@@ -213,7 +218,9 @@ def test_what_is_wrong_with_a_file_is_said(content: bytes, message: str) -> None
 
 def test_an_image_of_far_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UndecodableImage, match=r"DecompressionBombError: Image size .* exceeds limit"):
+    with pytest.raises(
+        UndecodableImage, match=r"^Image size .* exceeds limit of 200 pixels, .* take it out of the data"
+    ):
         decode(PNG, 32, 3)
 
 

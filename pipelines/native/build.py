@@ -1,0 +1,72 @@
+"""Compile a C source of this folder at first use and load it; the library is kept in a cache folder.
+
+A library's name holds a hash of its source, the compiler's version and the flags, so none is ever out of date. It is
+built in a folder of its own and renamed into place: any number of processes may start at once, and the last of equal
+libraries stays. Built for every CPU of the machine's kind (no -march=native): a home folder may be shared by nodes.
+
+Calls through ctypes let other Python threads run.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-Wall", "-Wextra")
+COMPILERS = ("cc", "gcc", "clang")
+
+
+class NotBuilt(Exception):
+    """There is no library; the message says why, in words for a user."""
+
+
+def load(name: str, libraries: tuple[str, ...]) -> ctypes.CDLL:
+    """The library of `name`.c, linked with `libraries`; compiled if the cache folder has none.
+
+    Raises: NotBuilt without a compiler, a header or a library that it needs, or a folder to write to.
+    """
+    source = FOLDER / f"{name}.c"
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise NotBuilt(f"no C compiler on the PATH (looked for {', '.join(COMPILERS)})")
+    arguments = [*FLAGS, "-x", "c", str(source), *(f"-l{library}" for library in libraries)]
+    path = cache_folder() / f"{name}-{_key(source, compiler, arguments)}.so"
+    try:
+        if not path.exists():
+            _compile([compiler, *arguments], path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NotBuilt(f"{path} could not be written or loaded: {error}") from error
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/convoy or ~/.cache/convoy (freedesktop.org's base directories, version 0.8)."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(named) if Path(named).is_absolute() else Path("~/.cache").expanduser()) / "convoy"
+
+
+def _key(source: Path, compiler: str, arguments: list[str]) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    flags = [argument for argument in arguments if argument != str(source)]
+    parts = (source.read_text(), version, *flags, platform.machine())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(command: list[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as folder:
+        built = Path(folder) / path.name
+        done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise NotBuilt(f"{path.name} does not compile: {_first_error(done.stderr)}")
+        built.replace(path)
+
+
+def _first_error(output: str) -> str:
+    lines = output.splitlines() or ["the compiler says nothing"]
+    return next((line for line in lines if "error" in line or "cannot find" in line), lines[0])

@@ -74,6 +74,8 @@ def check_source(asked: Asked, *, threads: int, as_json: bool) -> int:
 
 def show_stats(asked: Asked, out: str, image_size: int, colour_samples: int, *, threads: int) -> None:
     """Print the statistics of a source, and write them as a page if `out` names one."""
+    if out and not Path(out).absolute().parent.is_dir():
+        raise InputError(f"--out: got {out}, which lies in no folder that exists. Name a file in one.")
     source = _open(asked)
     try:
         with _progress("reading", len(source.listing)) as progress:

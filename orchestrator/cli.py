@@ -1,7 +1,7 @@
 """The `convoy` command. Every failure ends in one message and an exit code; the traceback is behind --debug.
 
-Exit codes: 0 the run finished or was stopped and committed; 1 it failed; 2 the input cannot work;
-130 interrupted before there was anything to commit.
+Exit codes: 0 the run finished or was stopped and committed; 1 it failed, or data that was looked at has bad samples;
+2 the input cannot work; 130 interrupted before there was anything to commit, or while data was looked at or packed.
 """
 
 import json
@@ -32,6 +32,9 @@ app = typer.Typer(
 
 Target = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, or the folder of a run.")]
 Folder = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/digits.")]
+Data = Annotated[str, typer.Argument(metavar="SOURCE", help="A source of samples, such as imagefolder:PATH.")]
+Part = Annotated[str, typer.Option("--split", help="Which part of a source that has parts: train or val.")]
+Parallel = Annotated[int, typer.Option(min=0, help="How many work at a time; 0 is the number of CPUs.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.epochs=5.")
 ]
@@ -100,6 +103,53 @@ def report(run: Folder) -> None:
 
 
 @app.command()
+def pack(
+    source: Data,
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="The folder for the shards.")],
+    short_side: Annotated[int, typer.Option(min=0, max=65535, help="Scale larger images down to this.")] = 0,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of images that are scaled.")] = 90,
+    raw: Annotated[int, typer.Option(min=0, max=4096, help="Store the centre as raw pixels of this size.")] = 0,
+    shard_size: Annotated[str, typer.Option(help="About how large a shard becomes.")] = "256MiB",
+    workers: Parallel = 0,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all back and compare checksums.")] = False,
+    split: Part = "train",
+) -> None:
+    """Pack a source into shards; go on where an earlier packing stopped."""
+    from orchestrator.data_commands import pack_source
+
+    form = {"short_side": short_side, "quality": quality, "raw": raw}
+    raise typer.Exit(pack_source((source, split), dest, form, shard_size, workers=workers, verify=verify))
+
+
+@app.command("check-data")
+def check_data(
+    source: Data,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    threads: Parallel = 0,
+    split: Part = "train",
+) -> None:
+    """Read and decode every sample of a source, and list those that fail."""
+    from orchestrator.data_commands import check_source
+
+    raise typer.Exit(check_source((source, split), threads=threads, as_json=as_json))
+
+
+@app.command()
+def stats(
+    source: Data,
+    out: Annotated[str, typer.Option(help="Write a page too, such as stats.html.")] = "",
+    image_size: Annotated[int, typer.Option(min=0, max=4096, help="Take colours at this size; 0 chooses.")] = 0,
+    colour_samples: Annotated[int, typer.Option(min=1, help="Take colours of at most so many samples.")] = 10_000,
+    threads: Parallel = 0,
+    split: Part = "train",
+) -> None:
+    """Count classes, sizes, colours and duplicates of a source."""
+    from orchestrator.data_commands import show_stats
+
+    show_stats((source, split), out, image_size, colour_samples, threads=threads)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of experiment files, for editors."""
     print(json.dumps(experiment_schema(), indent=2))
@@ -148,18 +198,18 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
-        app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, standalone_mode=False)  # what typer.Exit carries
     except (InputError, RunError) as error:
         if debug:
             raise
         print(f"convoy: {error}", file=sys.stderr)
         _leave(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        print("convoy: interrupted before training began; nothing was committed", file=sys.stderr)
+        print("convoy: interrupted; nothing was committed", file=sys.stderr)
         _leave(INTERRUPTED)
     except Exception as error:
         _leave(_foreign(error, debug=debug))
-    _leave(0)
+    _leave(code if isinstance(code, int) else 0)
 
 
 def _foreign(error: Exception, *, debug: bool) -> int:

@@ -27,7 +27,7 @@ _READABLE_FRAMES = {
     0xC9,
     0xCA,
 }  # baseline, extended, progressive; the last two with arithmetic coding
-_PROGRESSIVE_FRAMES = {0xC2, 0xCA}
+_PROGRESSIVE_FRAMES, _ARITHMETIC_FRAMES = {0xC2, 0xCA}, {0xC9, 0xCA}
 _WITHOUT_LENGTH = {0x01, _EOI, *range(0xD0, 0xD8)}
 # In entropy-coded data 0xFF is followed by 0 or a restart marker.
 _AFTER_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
@@ -40,7 +40,8 @@ class DamagedJpeg(Exception):
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """`height` and `width` as stored. `common`: grey or YCbCr in one of the usual samplings, not CMYK."""
+    """`height` and `width` as stored. `common`: one or three components, in a usual sampling and Huffman-coded, which
+    every libjpeg-turbo reads to the same pixels."""
 
     height: int
     width: int
@@ -59,6 +60,11 @@ class _Frame:
     width: int
     sampling: tuple[tuple[int, int], ...]
     progressive: bool
+    arithmetic: bool
+
+    @property
+    def common(self) -> bool:
+        return (len(self.sampling) == 1 or self.sampling in _COMMON_SAMPLING) and not self.arithmetic
 
 
 def is_jpeg(content: bytes) -> bool:
@@ -89,8 +95,7 @@ def read_header(content: bytes) -> JpegHeader:
         raise DamagedJpeg("the JPEG is cut off: it has no end marker")
     if frame.progressive:
         _check_scans(content, place, len(frame.sampling))
-    grey = len(frame.sampling) == 1
-    return JpegHeader(frame.height, frame.width, orientation, grey or frame.sampling in _COMMON_SAMPLING)
+    return JpegHeader(frame.height, frame.width, orientation, frame.common)
 
 
 def _segment(content: bytes, place: int) -> tuple[int, int, int]:
@@ -127,7 +132,7 @@ def _read_frame(content: bytes, marker: int, start: int, end: int) -> _Frame:
         raise DamagedJpeg(f"the JPEG says that it has {height}x{width} pixels of {components} components")
     factors = [content[start + 7 + 3 * i] for i in range(components)]
     sampling = tuple((factor >> 4, factor & 15) for factor in factors)
-    return _Frame(height, width, sampling, marker in _PROGRESSIVE_FRAMES)
+    return _Frame(height, width, sampling, marker in _PROGRESSIVE_FRAMES, marker in _ARITHMETIC_FRAMES)
 
 
 def _check_scans(content: bytes, place: int, components: int) -> None:

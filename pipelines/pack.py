@@ -13,6 +13,8 @@ Memory: about twice `shard_bytes` for each process.
 
 import io
 import json
+import re
+import signal
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -64,6 +66,18 @@ class PackOptions(BaseModel):
         return self
 
 
+def size_in_bytes(text: str) -> int:
+    """`256MiB` -> 268435456. Units: B, KiB, MiB, GiB.
+
+    Raises: ValueError if it is no size, or none at all.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB)", text)
+    size = int(float(match[1]) * 1024 ** ("B", "KiB", "MiB", "GiB").index(match[2])) if match else 0
+    if size < 1:
+        raise ValueError(f"got {text!r}, must be a number and one of B, KiB, MiB, GiB. Write a size such as 256MiB.")
+    return size
+
+
 @dataclass(frozen=True)
 class Packed:
     """What came of packing. `dropped`: id, class and reason of each sample left out; `kept_shards`: whole before."""
@@ -81,7 +95,7 @@ def pack(
 ) -> Packed:
     """Write the samples of `source` as shards into `folder`; go on where an earlier call stopped.
 
-    `progress` is told how many more samples are done.
+    One worker is this process itself. `progress` is told how many more samples are done.
     Raises: ValueError if `folder` holds anything but this pack, or no sample can be decoded; OSError if a sample cannot
         be read or a shard not be written.
     """
@@ -212,14 +226,18 @@ class _Process:
 
     packer: _Packer
     counter: Any
+    stop: Any
 
 
-def _start(packer: _Packer, counter: Any) -> None:
-    _Process.packer, _Process.counter = packer, counter
+def _start(packer: _Packer, counter: Any, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and sets `stop`
+    _Process.packer, _Process.counter, _Process.stop = packer, counter, stop
 
 
 def _write(number: int) -> None:
     def count(samples: int) -> None:
+        if _Process.stop.is_set():
+            raise InterruptedError("packing was stopped")
         with _Process.counter.get_lock():
             _Process.counter.value += samples
 
@@ -227,10 +245,14 @@ def _write(number: int) -> None:
 
 
 def _write_all(packer: _Packer, numbers: Sequence[int], workers: int, progress: Progress) -> None:
+    if workers == 1:
+        for number in numbers:
+            packer.write(number, progress)
+        return
     context = get_context("spawn")
-    counter = context.Value("q", 0)
+    counter, stop = context.Value("q", 0), context.Event()
     told = 0
-    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _start, (packer, counter))
+    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _start, (packer, counter, stop))
     try:
         pending: set[Future[None]] = {pool.submit(_write, number) for number in numbers}
         while pending:
@@ -240,6 +262,9 @@ def _write_all(packer: _Packer, numbers: Sequence[int], workers: int, progress: 
             now = counter.value
             progress(now - told)
             told = now
+    except BaseException:
+        stop.set()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

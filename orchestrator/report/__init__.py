@@ -10,6 +10,7 @@ charts.py    data -> SVG: lines, stacked areas, histogram, bar of shares
 markup.py    text -> escaped HTML elements
 axes.py      ranges and round ticks
 series.py    thinning and smoothing of long series
+data_page.py what `convoy stats` found -> a page, and tables for a terminal
 wording.py   numbers, durations and times as text
 style.py     colours and layout
 """

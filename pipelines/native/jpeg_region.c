@@ -31,7 +31,7 @@ static void fail(j_common_ptr cinfo) {
   longjmp(((struct errors *)cinfo->err)->caller, 1);
 }
 
-/* After these two warnings the pixels are still right; after others some may be guessed. decode_jpeg.py has the same two. */
+/* After these two warnings the pixels are still right, after others some may be guessed. decode_jpeg.py has them too. */
 static int is_harmless(const struct jpeg_error_mgr *error) {
   switch (error->msg_code) {
     case JWRN_NOT_SEQUENTIAL:

@@ -8,7 +8,7 @@ from image_files import encoded
 from numpy.typing import NDArray
 from PIL import Image
 
-KINDS = ["444", "422", "420", "440", "411", "Gray", "progressive 420", "progressive 444", "progressive grey"]
+KINDS = ["444", "422", "420", "440", "411", "Gray", "progressive 420", "progressive 444", "progressive grey", "rgb"]
 
 
 def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -24,6 +24,8 @@ def subsampled(kind: str, height: int, width: int, seed: int = 0) -> bytes:
     if kind == "Gray":
         grey = np.ascontiguousarray(pixels[..., :1])
         return bytes(simplejpeg.encode_jpeg(grey, quality=85, colorspace="GRAY", colorsubsampling="Gray"))
+    if kind == "rgb":
+        return encoded(pixels, "JPEG", quality=85, keep_rgb=True)
     if kind.startswith("progressive"):
         image = pixels[..., 0] if kind.endswith("grey") else pixels
         return encoded(image, "JPEG", progressive=True, quality=85, subsampling=2 if kind == "progressive 420" else 0)

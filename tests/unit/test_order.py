@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from pipelines.order import Epoch, Position, order
+from pipelines.order import Epoch, Position, order, windowed_order
 from pipelines.randomness import mix, philox, words
 
 seeds = st.integers(0, 2**63 - 1)
@@ -115,3 +115,58 @@ def test_the_last_step_of_an_epoch_takes_what_is_left(
 
 def test_positions_compare_by_epoch_and_then_step() -> None:
     assert Position(0, 9) < Position(1, 0) < Position(1, 1)
+
+
+sizes = st.lists(st.integers(0, 40), max_size=12)
+
+
+@given(seeds, epochs, sizes, st.integers(1, 15))
+@settings(deadline=None)
+def test_a_windowed_order_is_a_permutation(seed: int, epoch: int, shard_sizes: list[int], window: int) -> None:
+    permutation = windowed_order(seed, epoch, shard_sizes, window)
+    assert permutation.dtype == np.int64
+    assert not permutation.flags.writeable
+    assert sorted(permutation.tolist()) == list(range(sum(shard_sizes)))
+
+
+@given(seeds, epochs, st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 15))
+@settings(deadline=None)
+def test_a_window_reads_all_rows_of_its_own_shards_before_the_next_begins(
+    seed: int, epoch: int, shard_sizes: list[int], window: int
+) -> None:
+    shard_of = np.repeat(np.arange(len(shard_sizes)), shard_sizes)
+    shards = shard_of[windowed_order(seed, epoch, shard_sizes, window)].tolist()
+    last_read = {shard: place for place, shard in enumerate(shards)}
+    open_shards: set[int] = set()
+    windows = []  # the shards of each window, in the order of reading
+    for place, shard in enumerate(shards):
+        if not open_shards:
+            windows.append(set[int]())
+        open_shards.add(shard)
+        windows[-1].add(shard)
+        assert len(windows[-1]) <= window
+        open_shards = {one for one in open_shards if last_read[one] > place}
+    assert sum(len(one) for one in windows) == len(shard_sizes)
+
+
+def test_windowed_orders_never_change() -> None:
+    assert windowed_order(0, 0, [3, 2, 4], 2).tolist() == [7, 5, 3, 8, 6, 4, 0, 1, 2]
+    assert windowed_order(7, 5, [3, 2, 4], 3).tolist() == [4, 5, 6, 3, 7, 0, 8, 1, 2]
+
+
+def test_shards_and_rows_are_shuffled_anew_in_every_epoch() -> None:
+    """Each row of each shard comes first equally often."""
+    firsts = np.array([windowed_order(1, epoch, [5] * 4, 2)[0] for epoch in range(4000)])
+    assert chisquare(np.bincount(firsts, minlength=20)).pvalue > 1e-3
+
+
+def test_a_window_of_all_shards_mixes_everything() -> None:
+    """Where a row lies says nothing about when it is read."""
+    place = np.argsort(windowed_order(3, 0, [1000] * 20, 20))
+    table = np.histogram2d(np.arange(20_000), place, bins=10)[0]
+    assert chisquare(table.ravel(), np.full(100, 200.0)).pvalue > 1e-3
+
+
+def test_a_window_of_no_shards_is_refused() -> None:
+    with pytest.raises(ValueError, match="window: got 0, must be 1 or more"):
+        windowed_order(0, 0, [1], 0)

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -6,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from image_files import NAMES, SORTED, add, encoded, pixels_of, write_folder, write_tar
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from pipelines import files
 from pipelines.listing import listing_of
+from pipelines.pack import PackOptions, pack
 from pipelines.randomness import mix
 from pipelines.sources import Digits, Source, Tars, check_same_classes, open_source
 
@@ -241,3 +247,78 @@ def test_the_same_classes_are_accepted() -> None:
 def test_other_classes_are_named(train: tuple[str, ...], val: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_same_classes(source_of(*train), source_of(*val))
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "tar", "parquet", "shards"])
+def test_every_form_of_the_same_images_is_the_same_listing(form: str, folder: Source, tmp_path: Path) -> None:
+    """And so the same sample ids, keys and random draws."""
+    if form == "tar":
+        write_tar(tmp_path / "x.tar")
+    elif form == "parquet":
+        rows = {
+            "image": contents(folder),
+            "label": [name.split("/")[0] for name in ids(folder)],
+            "file_name": [name.split("/")[1] for name in ids(folder)],
+        }
+        pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    elif form == "shards":
+        pack(folder, tmp_path / "x.shards", PackOptions(), workers=1)
+    path = {"imagefolder": "images", "tar": "x.tar", "parquet": "x.parquet", "shards": "x.shards"}[form]
+    source = open_source(f"{form}:{tmp_path / path}", "train")
+    assert source.listing.fingerprint == folder.listing.fingerprint
+    assert np.array_equal(source.listing.keys, folder.listing.keys)
+    assert contents(source) == contents(folder)
+
+
+@pytest.mark.parametrize("pattern", ["x.tar", "x*.tar", "{0..0}.tar"])
+def test_a_tar_can_be_named_by_uri(pattern: str, folder: Source, tmp_path: Path) -> None:
+    write_tar(tmp_path / ("0.tar" if pattern[0] == "{" else "x.tar"))
+    source = open_source(f"tar:file://{tmp_path}/{pattern}", "train")
+    assert contents(source) == contents(folder)
+
+
+def test_a_tar_elsewhere_is_read_by_ranges(folder: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "x.tar")
+    elsewhere = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    monkeypatch.setattr(files, "filesystem_of", lambda uri: (elsewhere, uri.removeprefix("store://")))
+    source = open_source("tar:store://x.tar", "train")
+    assert contents(pickle.loads(pickle.dumps(source))) == contents(folder)
+    assert isinstance(source, Tars)
+    assert not source.files.is_local
+    with pytest.raises(ValueError, match=r"x-\.tar does not exist, must be a file"):
+        open_source("tar:store://x-.tar", "train")
+
+
+def test_a_path_with_the_signs_of_a_glob_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a[1]").mkdir()
+    write_tar(tmp_path / "a[1]" / "x.tar")
+    assert ids(open_source(f"tar:{tmp_path / 'a[1]' / 'x.tar'}", "train")) == SORTED
+
+
+def test_few_files_stay_open_and_forgotten_ones_are_opened_again() -> None:
+    made: list[int] = []
+    recent = files.Recent(lambda key: made.append(key) or key, 2)
+    assert [recent.get(key) for key in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2]
+    assert made == [1, 2, 3, 2]
+
+
+def test_what_failed_to_be_made_is_tried_again() -> None:
+    tries: list[int] = []
+
+    def make(key: int) -> int:
+        tries.append(key)
+        if len(tries) == 1:
+            raise OSError("away")
+        return key
+
+    recent = files.Recent(make, 2)
+    with pytest.raises(OSError, match="away"):
+        recent.get(5)
+    assert recent.get(5) == 5
+
+
+def test_the_same_classes_in_another_order_are_refused() -> None:
+    train = source_of("cat", "dog")
+    val = dataclasses.replace(train, listing=dataclasses.replace(train.listing, classes=("dog", "cat")))
+    with pytest.raises(ValueError, match="in another order, must be the same: label 0 is dog here and cat"):
+        check_same_classes(train, val)

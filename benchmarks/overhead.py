@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
-import torch
 
 from benchmarks import measure
-from benchmarks.plain_ddp import CHANNELS, CLASSES, IMAGE_SIZE, WARM_UP_STEPS, batch
+from benchmarks.plain_ddp import CHANNELS, CLASSES, DISTINCT_BATCHES, IMAGE_SIZE, WARM_UP_STEPS, batch
 from orchestrator.channel import ActorChannel
 from orchestrator.config.load import load_experiment
 from orchestrator.launch import connected_to_ray
@@ -45,10 +45,10 @@ TARGET = 0.95
 
 def batches_in_memory(epoch: Epoch, rank: int, world_size: int) -> Iterator[Batch]:
     share = epoch.largest_share(world_size)
-    made = [tuple(map(torch.from_numpy, batch(number, share, rank))) for number in range(4)]
+    made = [batch(number, share, rank) for number in range(DISTINCT_BATCHES)]
     for step in range(epoch.num_steps):
         images, labels = made[step % len(made)]
-        yield Batch(0, step, epoch.share(step, rank, world_size), images, labels, None)
+        yield Batch(0, step, epoch.share(step, rank, world_size), images, labels, np.zeros(share, np.uint64))
 
 
 def worker(config: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ Messages have four parts: which setting, the value got, what is allowed, what to
 
 from typing import Any
 
+SHOWN_SAMPLES = 20
+
 
 class InputError(ValueError):
     """Something the user wrote cannot work; nothing was started."""
@@ -37,6 +39,21 @@ class NonFiniteLoss(RunError):
 
 class NonFiniteGradients(RunError):
     """In fp16, no scale of the loss kept the gradients finite any more."""
+
+
+class TooManyBadSamples(RunError):
+    """More samples could not be read than the experiment allows."""
+
+
+def too_many_bad_samples(num: int, num_samples: int, max_bad: float, names: list[str]) -> TooManyBadSamples:
+    """The error for `num` unreadable samples in an epoch of `num_samples`; `names`: which, and why."""
+    shown = "".join(f"\n    {name}" for name in names[:SHOWN_SAMPLES])
+    more = f"\n    and {len(names) - SHOWN_SAMPLES} more" if len(names) > SHOWN_SAMPLES else ""
+    return TooManyBadSamples(
+        f"data.max_bad: {num} of the epoch's {num_samples} samples could not be read, and {max_bad:.4%} are allowed. "
+        f"Repair them or take them out, or allow more. All are in quarantine.jsonl:{shown}{more}",
+        num=num,
+    )
 
 
 class CheckpointError(RunError):

@@ -46,7 +46,7 @@ def evaluate_run(folder: RunFolder, experiment: Experiment, resources: Resources
         threads=prepared.plan.threads_per_worker,
         ahead=8,
     )
-    to_device = ToDevice(alone.data, device, channels_last=alone.train.channels_last)
+    to_device = ToDevice(alone.data, alone.seed, device, channels_last=alone.train.channels_last)
     sums = evaluate(learner, OneWorker(), batches, setup.val_epoch, to_device)
     return {
         "val_accuracy": sums.accuracy,

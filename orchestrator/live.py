@@ -64,9 +64,10 @@ def _table(view: View, plan: Plan, experiment: Experiment, elapsed_s: float) -> 
     state = f"starting, {elapsed_s:.0f} s" if view.step is None else "stopping after this step" if view.stopping else ""
     bar = ProgressBar(total=plan.total_steps, completed=done, width=72)
     restarts = f"{view.restarts} restarts  " if view.restarts else ""
+    unreadable = f"{view.quarantined} unreadable samples replaced  " if view.quarantined else ""
     below = Table.grid()  # a bar ends no line: a row of its own does
     below.add_row(bar)
-    return Group(table, below, Text(f"{restarts}{state}", style="dim"))
+    return Group(table, below, Text(f"{restarts}{unreadable}{state}", style="dim"))
 
 
 def _print_lines(

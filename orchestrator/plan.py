@@ -13,8 +13,7 @@ from pipelines.order import Epoch
 BYTES_PER_WEIGHT = 4
 PIPELINE_SHARE = 0.25  # of the CPUs, where training itself runs on them
 READ_TASKS = 2  # each of the two streams has one task that reads chunk numbers, beside its actors
-PREFETCHED_CHUNKS = 2  # a worker holds so many chunks beside the one it is on
-PREFETCHED_BATCHES = 8  # without Ray: batches that threads make ahead
+MAX_PREFETCHED = 8  # chunks, or batches without Ray: more than that hides no hiccup
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Plan:
     steps_per_chunk: int
     weights_bytes: int
     activations_bytes: int
+    prefetched: int
     prefetch_bytes: int
     warnings: tuple[str, ...] = ()
 
@@ -94,6 +94,8 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
     sample_bytes = experiment.data.image_size**2 * experiment.data.channels
     chunk_steps = steps_per_chunk(epoch, workers, sample_bytes)
     part = -(-share // train.accumulate)
+    chunk_bytes = chunk_steps * share * sample_bytes
+    prefetched = min(max(1, experiment.data.prefetch_mib * 2**20 // chunk_bytes), MAX_PREFETCHED)
     return Plan(
         device="cuda" if use_gpu else "cpu",
         workers=strategy.max_workers,
@@ -110,7 +112,8 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
         steps_per_chunk=chunk_steps,
         weights_bytes=model.num_parameters * BYTES_PER_WEIGHT * _copies_of_weights(experiment),
         activations_bytes=model.activations_per_sample * part * _bytes_per_activation(experiment),
-        prefetch_bytes=(1 + PREFETCHED_CHUNKS) * chunk_steps * share * sample_bytes,
+        prefetched=prefetched,
+        prefetch_bytes=(1 + prefetched) * chunk_bytes,
         warnings=_warnings(experiment, resources),
     )
 

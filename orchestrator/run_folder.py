@@ -27,6 +27,7 @@ SMALL_FILES = (
     "result.json",
     "report.html",
     "trace.parquet",
+    "quarantine.jsonl",
 )
 REMOTE_LOCK_STALE_S = 120.0
 

@@ -43,6 +43,7 @@ class View:
     stopping: bool
     events: tuple[dict[str, Any], ...]
     num_events: int
+    quarantined: int
 
 
 class RunLog:
@@ -65,6 +66,10 @@ class RunLog:
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=KEPT_EVENTS)
         self._num_events = 0
+        self._quarantined = {
+            (line["epoch"], line["position"], line["sample_id"]): line
+            for line in self._folder.read_lines("quarantine.jsonl")
+        }
 
     def begin(self, epoch: int, step: int, workers: int) -> int:
         """Note that training begins or goes on here; returns the number of the attempt, from 1."""
@@ -141,6 +146,18 @@ class RunLog:
             step = self._step["step"] if self._step else 0
             self.event("stop", f"{signal}: committing at the next step boundary", signal=signal, step=step)
 
+    def quarantine(self, replaced: list[dict[str, Any]]) -> None:
+        """Write down samples that could not be read; what is met again after a restart counts once."""
+        for each in replaced:
+            address = (each["epoch"], each["position"], each["sample_id"])
+            if address not in self._quarantined:
+                self._quarantined[address] = each
+                self._folder.append("quarantine.jsonl", [each])
+
+    def quarantined(self) -> list[str]:
+        """The samples that could not be read, each once, and why."""
+        return list(dict.fromkeys(f"{each['sample_id']}: {each['reason']}" for each in self._quarantined.values()))
+
     def view(self) -> View:
         """What there is to show now."""
         # The first step of an attempt waits for the pipeline to start: it says nothing about the speed from then on.
@@ -159,6 +176,7 @@ class RunLog:
             stopping=self._stop_signal is not None,
             events=tuple(self._events),
             num_events=self._num_events,
+            quarantined=len(self._quarantined),
         )
 
     def trace(self, rank: int, until_step: int, rows: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from orchestrator.channel import ActorChannel, Channel
 from orchestrator.config.experiment import Experiment
 from orchestrator.errors import RunError
 from orchestrator.models.zoo import build_model
-from orchestrator.plan import PREFETCHED_BATCHES, PREFETCHED_CHUNKS, Plan
+from orchestrator.plan import Plan
 from orchestrator.run_log import WorkerPlace
 from orchestrator.strategies.base import Strategy
 from orchestrator.strategies.sync import OneWorker, Sync
@@ -95,7 +95,7 @@ def train_in_group(group: GroupSetup) -> Outcome:
     def batches(purpose: str, start: Position) -> Iterator[Batch]:
         stream = group.stream(purpose, start)
         shard = ray.train.get_dataset_shard(purpose)
-        blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=PREFETCHED_CHUNKS)
+        blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=setup.plan.prefetched)
         return batches_from_blocks(begun(iter(blocks)), stream.layout(world_size), strategy.rank)
 
     def sample_ids(epoch: int, positions: range) -> list[str]:
@@ -116,7 +116,7 @@ def train_here(setup: Setup, channel: Channel, train_recipe: Recipe, val_recipe:
             setup.experiment.train.epochs,
             start if training else Position(start.epoch, 0),
             threads=threads,
-            ahead=PREFETCHED_BATCHES,
+            ahead=setup.plan.prefetched,
         )
 
     return train_with(setup, OneWorker(), channel, batches, train_recipe.sample_ids, lambda _: None)
@@ -154,7 +154,7 @@ def train_with(
         val_epoch=setup.val_epoch,
         train_batches=train_batches,
         val_batches=val_batches,
-        to_device=ToDevice(experiment.data, device, channels_last=experiment.train.channels_last),
+        to_device=ToDevice(experiment.data, experiment.seed, device, channels_last=experiment.train.channels_last),
         sample_ids=sample_ids,
         store=store,
         log=log,

@@ -4,11 +4,13 @@ So a step never waits for a file or for a remote call; the answer to a delivery 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from orchestrator.channel import Channel
 from pipelines.loader import Batch
+from pipelines.quarantine import Replaced
 
 DELIVERY_INTERVAL_S = 0.25
 
@@ -41,6 +43,14 @@ class WorkerLog:
             self._items.append(("event", {"name": name, "message": message} | fields))
             self.deliver()
 
+    def quarantine(self, replaced: Sequence[Replaced]) -> None:
+        if replaced:
+            self._channel.call("quarantine", [asdict(each) for each in replaced])
+
+    def quarantined(self) -> list[str]:
+        names: list[str] = self._channel.call("quarantined")
+        return names
+
     def stop_requested(self) -> bool:
         return self._stop
 
@@ -53,7 +63,10 @@ class WorkerLog:
         rows["step"] += [step] * count
         rows["rank"] += [rank] * count
         rows["position"] += batch.positions
-        rows["sample_id"] += self._sample_ids(batch.epoch, batch.positions)
+        ids = self._sample_ids(batch.epoch, batch.positions)
+        for each in batch.replaced:
+            ids[batch.positions.index(each.position)] = each.by
+        rows["sample_id"] += ids
         rows["pixels_crc32"] += batch.crc32.tolist()
 
     def commit_trace(self, step: int) -> None:

@@ -4,13 +4,26 @@ config.py      the `data` section of an experiment; the table of augmentations
 order.py       which sample is read when, and by whom: arithmetic only
 randomness.py  random draws that have an address instead of a state
 layout.py      how a stream of steps is cut into chunks and dealt to ranks: arithmetic only
-sources.py     where samples come from: digits, folders, tars
-listing.py     which samples a source has: ids, labels, order; the same for a folder and a tar
+sources.py     where samples come from: digits, folders, tars, parquet, shards
+listing.py     which samples a source has: ids, labels, order; the same for the same images in any form
 tar_index.py   where the images of a tar lie in it
-decode.py      an encoded image -> pixels of the wanted size
+webdataset.py  labels beside the images of a tar
+parquet_source.py  images and labels in columns
+shards.py      our own files: any sample in one read
+pack.py        a source -> shards
+files.py       local paths, globs and URIs; ranges read from them
+split.py       a part to validate on, or some of each class: by hashes
+decode.py      an encoded image, or a box of it -> pixels of the wanted size
+decode_jpeg.py, jpeg_header.py  no more of a JPEG than the box needs
+orientation.py what EXIF says about up and down
+resize.py      one resize for all formats
+native/        C sources, built at first use
+quarantine.py  what cannot be read, and what stands in for it
+check.py       which samples cannot be read
+stats.py       what a source holds: classes, sizes, colours, duplicates
 augment/       changes of pixels, one idea a file
 produce.py     positions of an epoch -> pixels; what Ray's actors and local threads both run
 stages.py      the only list of Ray Data stages
 loader.py      the worker's side: blocks or threads -> batches in the order of steps
-device.py      uint8 pixels -> normalised floats, on the device
+device.py      uint8 pixels -> what the network takes, on the device
 """

@@ -13,6 +13,8 @@ from pipelines.augment.program import check_forms, compile_program
 from pipelines.augment.random_mix import RandomMix
 from pipelines.augment.shorthand import ShorthandSchema, expand_shorthand
 from pipelines.augment.table import Operation
+from pipelines.quarantine import Share
+from pipelines.resize import Resize
 
 # The one table of augmentations: an experiment names them by the `name` field of their class.
 Augmentation = Annotated[
@@ -38,6 +40,11 @@ class PipelineConfig(BaseModel):
         centre.
     `channels`: 1 grey, 3 RGB.
     `augment`: in order of execution; those that draw nothing (normalize) are applied in evaluation too.
+    `resize`: antialias, or linear: faster, and coarser where images get smaller.
+    `window`: 0 shuffles all samples. Otherwise the source's files (shards, tars, row groups) are shuffled and samples
+        within so many files at a time, so that reads stay in long runs: for disks and object stores.
+    `max_bad`: what share of an epoch's samples may be unreadable (and replaced by others) before the run stops.
+    `prefetch_mib`: how much a worker holds ready beside the batch it is on, on the CPU.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -50,6 +57,10 @@ class PipelineConfig(BaseModel):
         tuple[Annotated[Augmentation, BeforeValidator(expand_shorthand), ShorthandSchema()], ...],
         Strict(False),
     ] = ()
+    resize: Resize = "antialias"
+    window: int = Field(default=0, ge=0)
+    max_bad: Share = 0.001
+    prefetch_mib: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")
     def _check_augment(self) -> "PipelineConfig":

@@ -1,33 +1,70 @@
-"""The last stage, on the device: uint8 NHWC pixels become normalised floats."""
+"""The last stage, on the device: uint8 pixels become what the network takes, labels what the loss takes."""
 
-from torch import Tensor, device, float32
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from pipelines.augment.normalize import Normalize
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.augment.on_device import DeviceProgram
+from pipelines.augment.program import compile_program
 from pipelines.config import PipelineConfig
 from pipelines.loader import Batch
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What a batch should be recognised as.
+
+    `labels` (n,) int64. Where samples were mixed: `mixed_in` (n,) int64, the label of what was mixed in, and `share`
+    (n,) float32, how much of the sample is still its own.
+    """
+
+    labels: Tensor
+    mixed_in: Tensor | None = None
+    share: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def chunk(self, num: int) -> Iterator["Targets"]:
+        """Cut in parts as torch.chunk does."""
+        if self.mixed_in is None or self.share is None:
+            return map(Targets, self.labels.chunk(num))
+        return map(Targets, self.labels.chunk(num), self.mixed_in.chunk(num), self.share.chunk(num))
+
+
 class ToDevice:
-    """Move a batch to the device and normalise it there; without `normalize`, pixels are divided by 255.
+    """Move a batch to the device; normalise it there, in training also change colours and mix.
 
     Shapes: images (n, H, W, C) uint8 -> (n, C, H, W) float32, in NHWC memory order if `channels_last`.
     """
 
-    def __init__(self, config: PipelineConfig, target: device, *, channels_last: bool) -> None:
-        normalize = next((a for a in config.augment if isinstance(a, Normalize)), None)
-        if normalize is None:
-            normalize = Normalize(mean=(0.0,) * config.channels, std=(1.0,) * config.channels)
-        self._scale, self._shift = normalize.scale_and_shift(target)
+    def __init__(self, config: PipelineConfig, seed: int, target: torch.device, *, channels_last: bool) -> None:
+        self._program = DeviceProgram(
+            compile_program(config.augment), config.channels, target, channels_last=channels_last
+        )
+        self._seed = seed
         self._target = target
-        self._pin = target.type == "cuda"
-        self._channels_last = channels_last
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        images, labels = batch.images, batch.labels
-        if self._pin:
-            images, labels = images.pin_memory(), labels.pin_memory()
-        images = images.to(self._target, non_blocking=True).permute(0, 3, 1, 2)
-        floats = images.to(float32).mul_(self._scale).add_(self._shift)
-        if not self._channels_last:
-            floats = floats.contiguous()
-        return floats, labels.to(self._target, non_blocking=True)
+    def __call__(self, batch: Batch, *, training: bool) -> tuple[Tensor, Targets]:
+        pixels, labels = self._moved(batch.images), self._moved(batch.labels)
+        images, partners, share = self._program(
+            pixels, self._seed, batch.epoch, batch.keys, batch.positions, training=training
+        )
+        if partners is None:
+            return images, Targets(labels)
+        return images, Targets(labels, labels[partners], share)
+
+    def _moved(self, array: NDArray[np.generic]) -> Tensor:
+        """Copied once on this side: for a GPU into pinned memory, from where it goes on while the host works."""
+        if self._target.type != "cuda":
+            return torch.from_numpy(array.copy())
+        staged = torch.empty(array.shape, dtype=_DTYPES[array.dtype.name], pin_memory=True)
+        staged.numpy()[...] = array
+        return staged.to(self._target, non_blocking=True)
+
+
+_DTYPES = {"uint8": torch.uint8, "int64": torch.int64}

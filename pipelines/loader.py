@@ -4,6 +4,7 @@ Both ways yield the same batches. What arrives from Ray is checked against the a
 lost, doubled or dealt to the wrong rank stops the run instead of training on it.
 """
 
+import json
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipelines.layout import Chunk, Layout
 from pipelines.order import Epoch, Position
 from pipelines.produce import Recipe, Samples
+from pipelines.quarantine import Replaced
 
 Item = TypeVar("Item")
 
@@ -27,15 +27,18 @@ Item = TypeVar("Item")
 class Batch:
     """One rank's share of one step.
 
-    Shapes: images (n, H, W, C) uint8 and labels (n,) int64 on the CPU, crc32 (n,) uint32 if asked for; n may be 0.
+    Shapes: images (n, H, W, C) uint8, labels (n,) int64, keys (n,) uint64, crc32 (n,) uint32 or None; n may be 0.
+    The arrays may be views of memory that others read too: they are not to be written to.
     """
 
     epoch: int
     step: int
     positions: range
-    images: Tensor
-    labels: Tensor
-    crc32: NDArray[np.uint32] | None
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    crc32: NDArray[np.uint32] | None = None
+    replaced: tuple[Replaced, ...] = ()
 
 
 def begun(items: Iterator[Item]) -> Iterator[Item]:
@@ -110,9 +113,11 @@ def _batch(position: Position, share: range, future: "Future[Samples]") -> Batch
         position.epoch,
         position.step,
         share,
-        torch.from_numpy(samples.images),
-        torch.from_numpy(samples.labels),
+        samples.images,
+        samples.labels,
+        samples.keys,
         samples.crc32,
+        samples.replaced,
     )
 
 
@@ -123,14 +128,13 @@ def _check_address(address: NDArray[np.int64], layout: Layout, expected: int | N
         raise OutOfOrderError(f"the data pipeline delivered {got}, but next is {wanted or 'the end of the run'}.")
 
 
-def _steps(arrays: dict[str, NDArray[Any]], layout: Layout) -> Iterator[Batch]:
+def _steps(arrays: dict[str, Any], layout: Layout) -> Iterator[Batch]:
     chunk = Chunk(*(int(word) for word in arrays["address"]))
+    replaced = [Replaced(*values) for values in json.loads(str(arrays["replaced"]))]
     for i in range(chunk.num_steps):
         step = chunk.first_step + i
         positions = layout.epoch.share(step, chunk.rank, layout.world_size)
-        size = len(positions)
-        # Blocks are read-only views of the object store: the one copy of their way is made here.
-        images = torch.from_numpy(arrays["images"][i, :size].copy())
-        labels = torch.from_numpy(arrays["labels"][i, :size].copy())
-        crc32 = arrays["crc32"][i, :size] if "crc32" in arrays else None
-        yield Batch(chunk.epoch, step, positions, images, labels, crc32)
+        of_step = {name: arrays[name][i, : len(positions)] for name in ("images", "labels", "keys")}
+        crc32 = arrays["crc32"][i, : len(positions)] if "crc32" in arrays else None
+        here = tuple(each for each in replaced if each.position in positions)
+        yield Batch(chunk.epoch, step, positions, **of_step, crc32=crc32, replaced=here)

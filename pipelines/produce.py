@@ -1,26 +1,37 @@
 """From positions of an epoch to pixels: the one function that Ray actors and local threads run."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.augment.base import CpuAugmentation
+from pipelines.augment.program import Program, compile_program
 from pipelines.config import PipelineConfig
-from pipelines.decode import UndecodableImage, decode
-from pipelines.order import order
+from pipelines.decode import Pixels, UndecodableImage, decode_box, size_of
+from pipelines.order import order, windowed_order
+from pipelines.quarantine import MAX_SUBSTITUTES, Replaced, substitute
 from pipelines.randomness import Draws
 from pipelines.sources import Source
+
+UNREADABLE = (UndecodableImage, OSError)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Shapes: images (n, H, W, C) uint8, labels (n,) int64, crc32 (n,) uint32 of the images, if asked for."""
+    """Shapes: images (n, H, W, C) uint8, labels (n,) int64, keys (n,) uint64, crc32 (n,) uint32 of the images, or None.
+
+    `keys` address the samples for random draws. `replaced`: those that could not be read; what is here replaces them.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    keys: NDArray[np.uint64]
     crc32: NDArray[np.uint32] | None
+    replaced: tuple[Replaced, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,36 +50,88 @@ class Recipe:
     def produce(self, epoch: int, positions: range) -> Samples:
         """Read, decode and augment the samples at `positions` of the epoch's order.
 
-        Raises: UndecodableImage naming the sample and its position.
+        Raises: UndecodableImage if a sample cannot be read and none of those that should replace it either.
         """
-        config, listing = self.config, self.source.listing
+        size, channels = self.config.image_size, self.config.channels
         indices = self.indices(epoch, positions)
-        images = np.empty((len(indices), config.image_size, config.image_size, config.channels), np.uint8)
-        for i, index in enumerate(indices.tolist()):
-            try:
-                images[i] = decode(self.source.read(index), config.image_size, config.channels)
-            except (UndecodableImage, OSError) as error:
-                raise UndecodableImage(
-                    f"sample {listing.ids[index]} at position {positions[i]} of epoch {epoch} cannot be read: {error}. "
-                    "Repair the file or take it out of the data."
-                ) from error
+        images = np.empty((len(indices), size, size, channels), np.uint8)
+        failures: list[tuple[int, int, str]] = []
+        missing: Sequence[int] = range(len(indices))
+        for attempt in range(MAX_SUBSTITUTES + 1):
+            failed = self._load(images, indices, missing, epoch)
+            if not failed:
+                break
+            for i, reason in failed.items():
+                failures.append((i, int(indices[i]), reason))
+                indices[i] = substitute(self.seed, epoch, positions[i], attempt, len(self.source.listing))
+            missing = list(failed)
+        else:
+            raise self._unreadable(failures, epoch, positions)
+        keys = self.source.listing.keys[indices]
         if self.training:
-            images = self._augment(images, epoch, indices)
+            images = self._program.apply_cpu(images, self.seed, epoch, keys)
         checksums = np.array([zlib.crc32(image.tobytes()) for image in images], np.uint32) if self.checksums else None
-        return Samples(images, listing.labels[indices], checksums)
+        replaced = tuple(self._replaced(failures, indices, epoch, positions))
+        return Samples(images, self.source.listing.labels[indices], keys, checksums, replaced)
 
     def indices(self, epoch: int, positions: range) -> NDArray[np.int64]:
         """The samples at positions of an epoch, as indexes into the source."""
         places = np.arange(positions.start, positions.stop, positions.step)
-        return order(self.seed, epoch, len(self.source.listing))[places] if self.training else places
+        return self._order(epoch)[places] if self.training else places
 
     def sample_ids(self, epoch: int, positions: range) -> list[str]:
         ids: list[str] = self.source.listing.ids.take(self.indices(epoch, positions)).to_pylist()
         return ids
 
-    def _augment(self, images: NDArray[np.uint8], epoch: int, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        storage = getattr(self.source, "storage", None)
+        if self.config.window and storage is not None:
+            samples: NDArray[np.int64] = storage.samples
+            return samples[windowed_order(self.seed, epoch, storage.sizes, self.config.window)]
+        return order(self.seed, epoch, len(self.source.listing))
+
+    @cached_property
+    def _program(self) -> Program:
+        return compile_program(self.config.augment)
+
+    def _load(self, images: Pixels, indices: NDArray[np.int64], wanted: Sequence[int], epoch: int) -> dict[int, str]:
+        """Read and decode rows `wanted` of a batch in place; returns those that failed, and why."""
+        contents: dict[int, bytes | Pixels] = {}
+        sizes: dict[int, tuple[int, int]] = {}
+        failed: dict[int, str] = {}
+        for i in wanted:
+            try:
+                contents[i] = self.source.read(int(indices[i]))
+                sizes[i] = size_of(contents[i])
+            except UNREADABLE as error:
+                failed[i] = str(error)
+        read = list(sizes)
+        boxes = self._boxes(np.array([sizes[i] for i in read], np.int64).reshape(-1, 2), indices[read], epoch)
+        for i, box in zip(read, boxes.tolist(), strict=True):
+            try:
+                images[i] = decode_box(
+                    contents[i], tuple(box), images.shape[1], images.shape[3], resize=self.config.resize
+                )
+            except UNREADABLE as error:
+                failed[i] = str(error)
+        return failed
+
+    def _boxes(self, sizes: NDArray[np.int64], indices: NDArray[np.int64], epoch: int) -> NDArray[np.float64]:
+        """Which part of each image to decode: the framing's, or in evaluation what lies in the middle."""
+        framing = self._program.framing if self.training else self._program.evaluation_framing
         keys = self.source.listing.keys[indices]
-        for number, augmentation in enumerate(self.config.augment):
-            if isinstance(augmentation, CpuAugmentation):
-                images = augmentation.apply(images, Draws(self.seed, epoch, keys, number))
-        return np.ascontiguousarray(images)
+        return framing.boxes(sizes, self.config.image_size, Draws(self.seed, epoch, keys, 0))
+
+    def _replaced(
+        self, failures: list[tuple[int, int, str]], indices: NDArray[np.int64], epoch: int, positions: range
+    ) -> Any:
+        ids = self.source.listing.ids
+        for i, index, reason in failures:
+            yield Replaced(epoch, positions[i], ids[index].as_py(), reason, ids[int(indices[i])].as_py())
+
+    def _unreadable(self, failures: list[tuple[int, int, str]], epoch: int, positions: range) -> UndecodableImage:
+        i, index, reason = failures[-1]
+        return UndecodableImage(
+            f"sample {self.source.listing.ids[index]} at position {positions[i]} of epoch {epoch} cannot be read, "
+            f"nor can {MAX_SUBSTITUTES} others in its place: {reason}. `convoy check-data` lists what cannot be read."
+        )

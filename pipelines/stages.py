@@ -10,8 +10,9 @@ Order: `preserve_order` keeps blocks in the order of their numbers and deals the
 address of every chunk all the same). Train ignores a dataset's own execution options, hence `OrderedSplit`.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ray.train import DataConfig
 from pipelines.layout import Layout, steps_per_chunk
 from pipelines.order import Epoch, Position
 from pipelines.produce import Recipe
+from pipelines.quarantine import Replaced
 
 MAX_CHUNKS_PER_TASK = 8  # between two tasks the executor leaves an actor idle for about 100 ms
 
@@ -137,7 +139,8 @@ class ChunkMaker:
     """Makes chunk number i as arrays: what an actor yields and a loader takes apart.
 
     Shapes: address (4,) epoch, first step, steps, rank; images (steps_per_chunk, share, H, W, C) uint8;
-    labels and, if the recipe has checksums, crc32 (steps_per_chunk, share). Padding is zero.
+    labels, keys and, if the recipe has checksums, crc32 (steps_per_chunk, share). Padding is zero. replaced (): the
+    samples that could not be read and what replaces them, as JSON.
     """
 
     recipe: Recipe
@@ -152,16 +155,21 @@ class ChunkMaker:
             "address": np.array([chunk.epoch, chunk.first_step, chunk.num_steps, chunk.rank]),
             "images": np.zeros((*rows, *self.sample_shape), np.uint8),
             "labels": np.zeros(rows, np.int64),
+            "keys": np.zeros(rows, np.uint64),
         }
         if self.recipe.checksums:
             arrays["crc32"] = np.zeros(rows, np.uint32)
+        replaced: list[Replaced] = []
         for i in range(chunk.num_steps):
             positions = layout.epoch.share(chunk.first_step + i, chunk.rank, layout.world_size)
             samples = self.recipe.produce(chunk.epoch, positions)
             arrays["images"][i, : len(positions)] = samples.images
             arrays["labels"][i, : len(positions)] = samples.labels
+            arrays["keys"][i, : len(positions)] = samples.keys
+            replaced += samples.replaced
             if samples.crc32 is not None:
                 arrays["crc32"][i, : len(positions)] = samples.crc32
+        arrays["replaced"] = np.array(json.dumps([astuple(each) for each in replaced]))
         return arrays
 
 

@@ -1,6 +1,6 @@
 """Evaluation over all samples, by all workers, exactly: nothing is padded, dropped or counted twice."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
@@ -9,10 +9,9 @@ from orchestrator.strategies.base import Strategy
 from orchestrator.training.learner import Learner
 from orchestrator.training.progress import Sums
 from orchestrator.training.regularize import summed_loss
+from pipelines.device import ToDevice
 from pipelines.loader import Batch
 from pipelines.order import Epoch
-
-ToDevice = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
 
 
 def evaluate(learner: Learner, strategy: Strategy, batches: Iterator[Batch], epoch: Epoch, to_device: ToDevice) -> Sums:
@@ -29,12 +28,12 @@ def evaluate(learner: Learner, strategy: Strategy, batches: Iterator[Batch], epo
             batch = next(batches)
             if len(batch.positions) == 0:
                 continue
-            images, labels = to_device(batch)
+            images, targets = to_device(batch, training=False)
             with learner.precision.autocast():
                 logits = model(images)
-            totals[0] += summed_loss(logits, labels, 0.0)
-            totals[1] += (logits.argmax(1) == labels).sum()
-            totals[2] += len(labels)
+            totals[0] += summed_loss(logits, targets, 0.0)
+            totals[1] += (logits.argmax(1) == targets.labels).sum()
+            totals[2] += len(targets)
     model.train()
     loss, correct, samples = strategy.sum(totals)().tolist()
     assert int(samples) == epoch.num_samples, f"evaluated {samples} of {epoch.num_samples} samples"

@@ -1,7 +1,7 @@
 """The training loop: plain torch, the same for every strategy, in a test, on a laptop and on a cluster."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.experiment import Experiment
-from orchestrator.errors import NonFiniteGradients, NonFiniteLoss
+from orchestrator.errors import NonFiniteGradients, NonFiniteLoss, too_many_bad_samples
 from orchestrator.strategies.base import Strategy
 from orchestrator.training.accounting import Seconds, StepClock, data_wait_share, step_clock
 from orchestrator.training.checkpoint_store import CheckpointStore
-from orchestrator.training.evaluate import ToDevice, evaluate
+from orchestrator.training.evaluate import evaluate
 from orchestrator.training.learner import Learner
 from orchestrator.training.progress import Progress
 from orchestrator.training.regularize import summed_loss
 from orchestrator.training.schedule import rate
+from pipelines.device import Targets, ToDevice
 from pipelines.loader import Batch
 from pipelines.order import Epoch, Position
+from pipelines.quarantine import Replaced
 from pipelines.randomness import mix
 
 MAX_IDS_IN_MESSAGE = 8
@@ -40,6 +42,12 @@ class Log(Protocol):
 
     def commit_trace(self, step: int) -> None:
         """Write down the trace up to a step that is about to be committed."""
+
+    def quarantine(self, replaced: Sequence[Replaced]) -> None:
+        """Note samples that could not be read."""
+
+    def quarantined(self) -> list[str]:
+        """All samples of the run that could not be read, and why."""
 
     def stop_requested(self) -> bool:
         """Whether the run should commit and end at the next step boundary."""
@@ -69,8 +77,8 @@ def train(training: Training) -> str:
     """Train from where `training.progress` stands to the end of the experiment, or until asked to stop.
 
     Returns: `finished` or `stopped`; either way the last step is committed.
-    Raises: NonFiniteLoss on every worker, if any worker's loss was NaN or infinite; NonFiniteGradients, if fp16 found
-    no scale of the loss with which gradients stay finite.
+    Raises, on every worker: NonFiniteLoss, if any worker's loss was NaN or infinite; NonFiniteGradients, if fp16 found
+    no scale of the loss with which gradients stay finite; TooManyBadSamples, if more could not be read than allowed.
     """
     progress, experiment = training.progress, training.experiment
     clock = step_clock(training.learner.device)
@@ -102,18 +110,19 @@ def _step(training: Training, wrapped: nn.Module, clock: StepClock) -> bool:
     config = training.experiment.train
     started = time.time()
     batch = next(training.train_batches)
+    training.log.quarantine(batch.replaced)
     clock.lap("data_wait")
-    images, labels = training.to_device(batch)
+    images, targets = training.to_device(batch, training=True)
     clock.lap("transfer")
     # Dropout draws from (seed, step, rank): a resumed run draws what the uninterrupted one would have.
     torch.manual_seed(mix("step", training.experiment.seed, progress.steps, strategy.rank))
     lr = _set_rate(training)
     learner.optimizer.zero_grad(set_to_none=True)
-    totals = _forward_backward(training, wrapped, clock, batch, images, labels)
+    totals = _forward_backward(training, wrapped, clock, batch, images, targets)
     learner.precision.step(learner.optimizer, config.clip_grad_norm)
     if learner.average is not None:
         learner.average.update(learner.model)
-    loss, correct, samples, stop, *bad_ranks = totals().tolist()
+    loss, correct, samples, stop, replaced, *bad_ranks = totals().tolist()
     clock.lap("optimizer")
     if any(bad_ranks):
         raise _non_finite(training, batch, [rank for rank, bad in enumerate(bad_ranks) if bad])
@@ -121,6 +130,8 @@ def _step(training: Training, wrapped: nn.Module, clock: StepClock) -> bool:
         raise _overflowing(training)
     training.log.trace(batch, progress.steps + 1, strategy.rank)
     _advance(training, loss, correct, int(samples))
+    if replaced:
+        _count_replaced(training, int(replaced))
     record = {
         "kind": "step",
         "time": started,
@@ -136,33 +147,35 @@ def _step(training: Training, wrapped: nn.Module, clock: StepClock) -> bool:
 
 
 def _forward_backward(
-    training: Training, wrapped: nn.Module, clock: StepClock, batch: Batch, images: Tensor, labels: Tensor
+    training: Training, wrapped: nn.Module, clock: StepClock, batch: Batch, images: Tensor, targets: Targets
 ) -> Callable[[], Tensor]:
     """Compute the gradients of the step's mean loss, in `train.accumulate` parts.
 
-    Returns what waits for the step's totals over all workers: loss, hits, samples, stop, a flag for each rank.
+    Returns what waits for the step's totals over all workers: loss, hits, samples, stop, replaced samples, a flag for
+    each rank.
     """
     learner, strategy, config = training.learner, training.strategy, training.experiment.train
     step_size = len(training.train_epoch.positions(batch.step))
     weight = 1.0
-    if len(labels) == 0:  # a worker without samples in a small last step still takes part in the exchange
-        images, labels, weight = _stand_in(training, images), labels.new_zeros(1), 0.0
-    totals = torch.zeros(4 + strategy.world_size, dtype=torch.float64, device=learner.device)
+    if len(targets) == 0:  # a worker without samples in a small last step still takes part in the exchange
+        images, targets, weight = _stand_in(training, images), Targets(targets.labels.new_zeros(1)), 0.0
+    totals = torch.zeros(5 + strategy.world_size, dtype=torch.float64, device=learner.device)
     totals[3] = float(training.log.stop_requested())
-    parts = list(zip(images.chunk(config.accumulate), labels.chunk(config.accumulate), strict=True))
+    totals[4] = len(batch.replaced)
+    parts = list(zip(images.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True))
     waiting: Callable[[], Tensor] | None = None
-    for number, (part_images, part_labels) in enumerate(parts, start=1):
+    for number, (part_images, part) in enumerate(parts, start=1):
         last = number == len(parts)
         with strategy.part(last):
             with learner.precision.autocast():
                 logits = wrapped(part_images)
-            loss = weight * summed_loss(logits, part_labels, config.label_smoothing)
+            loss = weight * summed_loss(logits, part, config.label_smoothing)
             with torch.no_grad():
                 totals[0] += loss
-                totals[1] += weight * (logits.argmax(1) == part_labels).sum()
-                totals[2] += weight * len(part_labels)
+                totals[1] += weight * (logits.argmax(1) == part.labels).sum()
+                totals[2] += weight * len(part)
             if last:
-                totals[4 + strategy.rank] = (~totals[0].isfinite()).double()
+                totals[5 + strategy.rank] = (~totals[0].isfinite()).double()
                 waiting = strategy.sum(totals)  # hidden behind the backward pass
             clock.lap("forward")
             learner.precision.backward(loss / step_size)
@@ -195,6 +208,16 @@ def _advance(training: Training, loss: float, correct: float, samples: int) -> N
     progress.steps += 1
     progress.samples += samples
     progress.position = Position(progress.position.epoch, progress.position.step + 1)
+
+
+def _count_replaced(training: Training, num: int) -> None:
+    """Add to the unreadable samples of the epoch. Raises: TooManyBadSamples on every worker, if they are too many."""
+    progress, config = training.progress, training.experiment.data
+    progress.epoch_replaced += num
+    num_samples = training.train_epoch.num_samples
+    if progress.epoch_replaced > config.max_bad * num_samples:
+        training.strategy.barrier()  # all have told the log what they met
+        raise too_many_bad_samples(progress.epoch_replaced, num_samples, config.max_bad, training.log.quarantined())
 
 
 def _account(training: Training, record: dict[str, Any], seconds: Seconds) -> None:

@@ -34,7 +34,8 @@ class Progress:
     """What a commit says about the run beside its tensors.
 
     `position`: the next step to take. `steps`: optimizer steps taken. `samples`: samples consumed.
-    `epoch_sums`, `epoch_seconds`: of the running epoch so far. `seconds`: of all steps so far.
+    `epoch_sums`, `epoch_seconds`, `epoch_replaced` (samples that could not be read): of the running epoch so far.
+    `seconds`: of all steps so far.
     """
 
     position: Position = field(default_factory=lambda: Position(0, 0))
@@ -42,6 +43,7 @@ class Progress:
     samples: int = 0
     epoch_sums: Sums = field(default_factory=Sums)
     epoch_seconds: Seconds = field(default_factory=no_seconds)
+    epoch_replaced: int = 0
     seconds: Seconds = field(default_factory=no_seconds)
     evaluation_s: float = 0.0
     val_loss: float | None = None
@@ -66,3 +68,4 @@ class Progress:
     def begin_epoch(self) -> None:
         self.epoch_sums = Sums()
         self.epoch_seconds = no_seconds()
+        self.epoch_replaced = 0

@@ -1,9 +1,10 @@
 """The loop by itself: what it does when arithmetic breaks down. That it trains is seen in the integration tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from orchestrator.training.loop import MAX_SKIPPED_STEPS, Training, train
 from pipelines.device import ToDevice
 from pipelines.loader import Batch
 from pipelines.order import Epoch
+from pipelines.quarantine import Replaced
 from tests.conftest import DIGITS
 
 EPOCH = Epoch(num_samples=4 * 100, global_batch=4)
@@ -33,14 +35,19 @@ class Silent:
 
     def commit_trace(self, step: int) -> None: ...
 
+    def quarantine(self, replaced: Sequence[Replaced]) -> None: ...
+
+    def quarantined(self) -> list[str]:
+        return []
+
     def stop_requested(self) -> bool:
         return False
 
 
 def batches() -> Iterator[Batch]:
     for step in range(EPOCH.num_steps):
-        images, labels = torch.full((4, 8, 8, 1), step, dtype=torch.uint8), torch.arange(4)
-        yield Batch(0, step, EPOCH.positions(step), images, labels, None)
+        images, labels = np.full((4, 8, 8, 1), step, np.uint8), np.arange(4)
+        yield Batch(0, step, EPOCH.positions(step), images, labels, np.arange(4, dtype=np.uint64))
 
 
 def training(folder: Path, *overrides: str) -> Training:
@@ -57,7 +64,7 @@ def training(folder: Path, *overrides: str) -> Training:
         val_epoch=EPOCH,
         train_batches=batches(),
         val_batches=batches(),
-        to_device=ToDevice(experiment.data, torch.device("cpu"), channels_last=False),
+        to_device=ToDevice(experiment.data, 0, torch.device("cpu"), channels_last=False),
         sample_ids=lambda _, positions: [f"sample-{position}" for position in positions],
         store=CheckpointStore(str(folder), keep=1),
         log=Silent(),

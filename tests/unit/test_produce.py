@@ -2,7 +2,6 @@ import dataclasses
 import io
 import pickle
 import random
-import re
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +56,7 @@ def joined(parts: list[Samples]) -> Samples:
     return Samples(
         np.concatenate([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.keys for part in parts]),
         np.concatenate(checksums),
     )
 
@@ -186,7 +186,7 @@ def test_every_array_is_fresh_so_that_a_caller_may_keep_or_change_it() -> None:
     config = PipelineConfig(train="digits", val="digits", image_size=8, channels=1)
     recipe = Recipe(open_source("digits", "val"), config, seed=0, training=False, checksums=True)
     first = recipe.produce(0, range(4))
-    before = Samples(first.images.copy(), first.labels.copy(), first.crc32)
+    before = Samples(first.images.copy(), first.labels.copy(), first.keys, first.crc32)
     first.images[:] = 0
     first.labels[:] = 0
     assert same(recipe.produce(0, range(4)), before)
@@ -202,16 +202,39 @@ def test_every_array_is_fresh_so_that_a_caller_may_keep_or_change_it() -> None:
     ],
     ids=["text", "cut", "empty", "gone"],
 )
-def test_a_sample_that_cannot_be_read_is_named_with_its_position(
+def test_a_sample_that_cannot_be_read_is_replaced_and_named(
     tmp_path: Path, damage: Callable[[Path], object], reason: str
 ) -> None:
     recipe = Recipe(
-        open_source(f"imagefolder:{write_folder(tmp_path)}", "train"), CONFIG, seed=3, training=True, checksums=False
+        open_source(f"imagefolder:{write_folder(tmp_path)}", "train"), CONFIG, seed=3, training=True, checksums=True
     )
+    undamaged = recipe.produce(4, range(NUM))
     position = recipe.sample_ids(4, range(NUM)).index("cat/2.png")
     damage(tmp_path / "cat" / "2.png")
-    message = rf"^sample cat/2\.png at position {position} of epoch 4 cannot be read: .*{re.escape(reason)}"
-    with pytest.raises(UndecodableImage, match=message) as caught:
+    samples = recipe.produce(4, range(NUM))
+    (replaced,) = samples.replaced
+    assert (replaced.epoch, replaced.position, replaced.sample_id) == (4, position, "cat/2.png")
+    assert reason in replaced.reason
+    stands_in = recipe.sample_ids(4, range(NUM)).index(replaced.by)
+    assert samples.labels[position] == samples.labels[stands_in]
+    assert np.array_equal(samples.images[position], samples.images[stands_in])
+    others = np.arange(NUM) != position
+    assert np.array_equal(samples.images[others], undamaged.images[others])
+    assert np.array_equal(samples.labels[others], undamaged.labels[others])
+    alone = recipe.produce(4, range(position, position + 1))
+    assert alone.replaced == samples.replaced
+    assert np.array_equal(alone.images[0], samples.images[position])
+
+
+def test_where_nothing_can_be_read_the_error_says_so(tmp_path: Path) -> None:
+    recipe = Recipe(
+        open_source(f"imagefolder:{write_folder(tmp_path)}", "train"), CONFIG, seed=3, training=True, checksums=False
+    )
+    for file in tmp_path.rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(
+        UndecodableImage, match=r"at position \d of epoch 4 cannot be read, nor can 20 others"
+    ) as caught:
         recipe.produce(4, range(NUM))
     arrived = pickle.loads(pickle.dumps(caught.value))
     assert (type(arrived), str(arrived)) == (UndecodableImage, str(caught.value))

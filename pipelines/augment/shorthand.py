@@ -41,9 +41,8 @@ class ShorthandSchema:
                     "additionalProperties": False,
                 }
             )
-        *most, last = models
         return {
-            "title": f"{', '.join(most)} or {last}, with options as {{NAME: {{...}}}} or {{name: NAME, ...}}",
+            "title": f"one of {len(models)} augmentations (docs/augmentation.md), with options as {{NAME: {{...}}}} or {{name: NAME, ...}}",
             "discriminator": union["discriminator"],
             "anyOf": [*forms, *union["oneOf"]],
         }

@@ -38,7 +38,7 @@ strategy:
   workers: 2
 """
 
-AUGMENTATIONS = "random_crop, horizontal_flip or normalize"
+AUGMENTATIONS = "one of 33 augmentations (docs/augmentation.md)"
 FORMS = f"{AUGMENTATIONS}, with options as {{NAME: {{...}}}} or {{name: NAME, ...}}"
 TAG = "got the tag {}, must be a plain value. Remove the tag."
 

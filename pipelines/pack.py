@@ -23,8 +23,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -231,6 +233,8 @@ class _Process:
 
 def _start(packer: _Packer, counter: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and sets `stop`
+    torch.set_num_threads(1)  # processes times threads would be more than there are CPUs
+    cv2.setNumThreads(1)
     _Process.packer, _Process.counter, _Process.stop = packer, counter, stop
 
 

@@ -140,12 +140,15 @@ def stored_form(content: bytes | NDArray[np.uint8], options: PackOptions) -> "St
         Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content).save(stream, "PNG")
         content = stream.getvalue()
     decode(content, 8, 3)
-    with Image.open(io.BytesIO(content)) as image:
-        width, height = image.size
-        if options.short_side and min(width, height) > options.short_side:
-            smaller = _scaled(image, options)
-            if smaller is not None and len(smaller.content) < len(content):
-                return smaller
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            larger = options.short_side and min(width, height) > options.short_side
+            smaller = _scaled(image, options) if larger else None
+    except Exception as error:  # of many kinds; above all no OSError, which would stop the packing
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+    if smaller is not None and len(smaller.content) < len(content):
+        return smaller
     return StoredImage(content, height, width, scaled=False)
 
 

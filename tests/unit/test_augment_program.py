@@ -58,7 +58,7 @@ NORMALIZE_ENTRY = {"normalize": {"mean": [0, 0, 0], "std": [1, 1, 1]}}
          r"augment\.0: got normalize as number 1 of 3, must be the last but for mixup, because .*, before mixup\."),
         ([NORMALIZE_ENTRY, NORMALIZE_ENTRY], r"augment\.0: got normalize as number 1 of 2, must be the last"),
         (["mixup", NORMALIZE_ENTRY],
-         r"augment\.1: got normalize after mixup, must come before it, because what is mixed is normalised. Move it up"),
+         r"augment\.1: got normalize after mixup, must come before it, because what is mixed is normalised"),
         ([{"normalize": {"mean": [0], "std": [1]}}],
          r"augment\.0\.normalize\.mean: got \[0\.0\], must have one value for each of data\.channels=3"),
     ],

@@ -106,6 +106,7 @@ def report(run: Folder) -> None:
 def pack(
     source: Data,
     dest: Annotated[str, typer.Argument(metavar="DEST", help="The folder for the shards.")],
+    *,
     short_side: Annotated[int, typer.Option(min=0, max=65535, help="Scale larger images down to this.")] = 0,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of images that are scaled.")] = 90,
     raw: Annotated[int, typer.Option(min=0, max=4096, help="Store the centre as raw pixels of this size.")] = 0,

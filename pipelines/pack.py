@@ -15,7 +15,6 @@ import io
 import json
 import re
 import signal
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -23,15 +22,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipelines.decode import UndecodableImage, decode
 from pipelines.order import order
-from pipelines.shards import FORMAT, INDEX, NOTE, SAMPLES, Progress, places_in, shard_name
+from pipelines.shards import FORMAT, INDEX, NOTE, SAMPLES, Progress, StoredImage, places_in, record_batch, shard_name
 from pipelines.sources import Source
 
 PLAN, DROPPED = "plan.json", "dropped.jsonl"
@@ -126,7 +127,7 @@ def plan_shards(num_samples: int, rows_per_shard: int) -> list[NDArray[np.int64]
     return np.array_split(shuffled, num_shards)
 
 
-def stored_form(content: bytes | NDArray[np.uint8], options: PackOptions) -> "StoredImage":
+def stored_form(content: bytes | NDArray[np.uint8], options: PackOptions) -> StoredImage:
     """What is stored of an image.
 
     Raises: UndecodableImage if it is none.
@@ -138,23 +139,16 @@ def stored_form(content: bytes | NDArray[np.uint8], options: PackOptions) -> "St
         Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content).save(stream, "PNG")
         content = stream.getvalue()
     decode(content, 8, 3)
-    with Image.open(io.BytesIO(content)) as image:
-        width, height = image.size
-        if options.short_side and min(width, height) > options.short_side:
-            smaller = _scaled(image, options)
-            if smaller is not None and len(smaller.content) < len(content):
-                return smaller
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            larger = options.short_side and min(width, height) > options.short_side
+            smaller = _scaled(image, options) if larger else None
+    except Exception as error:  # of many kinds; above all no OSError, which would stop the packing
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+    if smaller is not None and len(smaller.content) < len(content):
+        return smaller
     return StoredImage(content, height, width, scaled=False)
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """An image as a shard holds it; `height` and `width` as in its header, before EXIF turns it."""
-
-    content: bytes
-    height: int
-    width: int
-    scaled: bool
 
 
 def _scaled(image: Image.Image, options: PackOptions) -> StoredImage | None:
@@ -197,28 +191,12 @@ class _Packer:
                 dropped.append({"id": sample_id, "class": listing.classes[label], "reason": str(error)})
             progress(1)
         note = {"dropped": dropped, "scaled": sum(image.scaled for _, _, image in rows)}
-        batch = _record_batch(rows, self.options).replace_schema_metadata({NOTE: json.dumps(note)})
+        batch = record_batch(rows, self.options.raw).replace_schema_metadata({NOTE: json.dumps(note)})
         path = self.folder / shard_name(number)
         unfinished = path.with_suffix(".tmp")
         with pa.OSFile(str(unfinished), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
             writer.write_batch(batch)
         unfinished.rename(path)
-
-
-def _record_batch(rows: Sequence[tuple[str, int, StoredImage]], options: PackOptions) -> Any:
-    images = [image for _, _, image in rows]
-    contents = [image.content for image in images]
-    kind = pa.binary(options.raw * options.raw * 3) if options.raw else pa.large_binary()
-    return pa.record_batch(
-        {
-            "id": pa.array([sample_id for sample_id, _, _ in rows], pa.string()),
-            "label": pa.array([label for _, label, _ in rows], pa.int64()),
-            "height": pa.array([image.height for image in images], pa.int32()),
-            "width": pa.array([image.width for image in images], pa.int32()),
-            "crc32": pa.array([zlib.crc32(content) for content in contents], pa.uint32()),
-            "image": pa.array(contents, kind),
-        }
-    )
 
 
 class _Process:
@@ -231,6 +209,8 @@ class _Process:
 
 def _start(packer: _Packer, counter: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and sets `stop`
+    torch.set_num_threads(1)  # processes times threads would be more than there are CPUs
+    cv2.setNumThreads(1)
     _Process.packer, _Process.counter, _Process.stop = packer, counter, stop
 
 

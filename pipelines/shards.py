@@ -15,7 +15,7 @@ Samples lie in shards in a random order, so that reading them one after the othe
 import json
 import posixpath
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,33 @@ def verify(folder: Path, *, threads: int, progress: Progress = lambda _: None) -
 
     with ThreadPoolExecutor(threads) as pool:
         return [name for names in pool.map(differing, parts) for name in names]
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image as a shard holds it; `height` and `width` as in its header, before EXIF turns it."""
+
+    content: bytes
+    height: int
+    width: int
+    scaled: bool
+
+
+def record_batch(rows: Sequence[tuple[str, int, StoredImage]], raw: int) -> Any:
+    """The batch that a shard is made of, from id, label and image of each row; `raw`: pixels a side, 0 for files."""
+    images = [image for _, _, image in rows]
+    contents = [image.content for image in images]
+    kind = pa.binary(raw * raw * 3) if raw else pa.large_binary()
+    return pa.record_batch(
+        {
+            "id": pa.array([sample_id for sample_id, _, _ in rows], pa.string()),
+            "label": pa.array([label for _, label, _ in rows], pa.int64()),
+            "height": pa.array([image.height for image in images], pa.int32()),
+            "width": pa.array([image.width for image in images], pa.int32()),
+            "crc32": pa.array([zlib.crc32(content) for content in contents], pa.uint32()),
+            "image": pa.array(contents, kind),
+        }
+    )
 
 
 def places_in(path: Path, number: int) -> tuple[Any, dict[str, Any]]:

@@ -193,8 +193,11 @@ def _whole(values: Floats) -> NDArray[np.int64]:
 def _header_size(content: bytes | NDArray[np.uint8]) -> tuple[int, int]:
     if isinstance(content, np.ndarray):
         return content.shape[0], content.shape[1]
-    with Image.open(io.BytesIO(content)) as image:
-        return image.height, image.width
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.height, image.width
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UndecodableImage(str(error)) from error
 
 
 def _usual_size(source: Source) -> int:

@@ -9,6 +9,7 @@ Source: composition and backward warping are Wolberg 1990, "Digital Image Warpin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import cv2
@@ -101,7 +102,7 @@ def resample(
     outside = (float(fill),) * 4
     matrix = _product(maps)
     if matrix is None:
-        y, x = np.indices((height, width), np.float32)
+        x, y = _grid(height, width)
         for m in reversed(maps):
             x, y = m(x, y)
         moved = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=mode, borderValue=outside)
@@ -111,6 +112,13 @@ def resample(
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         moved = warp(image, rows, (width, height), flags=flags, borderMode=mode, borderValue=outside)
     return np.asarray(moved, np.uint8).reshape(image.shape)
+
+
+@lru_cache(maxsize=4)
+def _grid(height: int, width: int) -> tuple[Floats, Floats]:
+    y, x = np.indices((height, width), np.float32)
+    x.flags.writeable = y.flags.writeable = False
+    return x, y
 
 
 def _product(maps: Sequence[Map]) -> NDArray[np.float64] | None:

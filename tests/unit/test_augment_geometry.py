@@ -144,7 +144,7 @@ def test_elastic_displacements_are_simards() -> None:
     """Their deviation and their correlation at a distance, against uniform noise on every pixel, smoothed by SciPy."""
     alpha, sigma, size = 30.0, 4.0, (64, 64)
     fields = Elastic(alpha=alpha, sigma=sigma).maps(size, draws_for(60))
-    ours = np.stack([np.stack([field.dx, field.dy]) for field in fields]).reshape(-1, *size)
+    ours = np.stack([field.displacements for field in fields]).transpose(0, 3, 1, 2).reshape(-1, *size)
     rng = np.random.default_rng(0)
     theirs = np.stack(
         [alpha * gaussian_filter(rng.uniform(-1, 1, (112, 112)), sigma)[24:88, 24:88] for _ in range(120)]
@@ -166,7 +166,8 @@ def test_elastic_moves_pixels_by_its_field() -> None:
     image = smooth_image(*size, sigma=3)
     (field,) = Elastic().maps(size, draws_for(1))
     y, x = np.indices(size).astype(np.float64)
-    expected = bilinear(image, x + field.dx, y + field.dy, 0)
+    dx, dy = field.displacements.transpose(2, 0, 1)
+    expected = bilinear(image, x + dx, y + dy, 0)
     assert np.abs(Elastic().apply(image[None], draws_for(1))[0] - expected).max() <= 2.0
 
 
@@ -228,7 +229,7 @@ def test_matrices_compose_in_the_order_in_which_they_are_applied() -> None:
 def test_outside_the_image_is_the_border_that_was_asked_for(border: str) -> None:
     image = smooth_image(20, 20)
     move: list[Map] = [Matrix(np.array([[1.0, 0, -4], [0, 1, 0], [0, 0, 1]]))]
-    field: list[Map] = [Field2d(np.full((20, 20), -4, np.float32), np.zeros((20, 20), np.float32))]
+    field: list[Map] = [Field2d(np.tile(np.array([-4, 0], np.float32), (20, 20, 1)))]
     for maps in (move, field):
         left = resample(image, maps, border, 77)[:, :4]  # type: ignore[arg-type]
         expected = np.full_like(left, 77) if border == "fill" else image[:, 4:0:-1]

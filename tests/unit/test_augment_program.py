@@ -1,5 +1,8 @@
 """The program: what is refused, what is fused, and that fusing and batching change no pixel that they should not."""
 
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,19 +10,20 @@ from augment_samples import draws_for, keys_for, random_images, smooth_image
 from pydantic import ValidationError
 
 from pipelines.augment.affine import Rotate, Shear
+from pipelines.augment.base import CpuAugmentation, Framing, Mixing
 from pipelines.augment.colour import ColourJitter
 from pipelines.augment.crop import RandomCrop
 from pipelines.augment.elastic import Elastic
 from pipelines.augment.erase import Cutout
 from pipelines.augment.flip import HorizontalFlip
 from pipelines.augment.framing import CenterCrop, RandomResizedCrop
-from pipelines.augment.geometry import apply_as_one
+from pipelines.augment.geometry import Geometric, apply_as_one
 from pipelines.augment.mixing import Mixup, partners_of
 from pipelines.augment.normalize import Normalize
 from pipelines.augment.on_device import DeviceProgram
 from pipelines.augment.program import compile_program
 from pipelines.augment.tone import Invert
-from pipelines.config import PipelineConfig
+from pipelines.config import Augmentation, PipelineConfig
 from pipelines.randomness import Draws
 
 CPU = torch.device("cpu")
@@ -58,7 +62,7 @@ NORMALIZE_ENTRY = {"normalize": {"mean": [0, 0, 0], "std": [1, 1, 1]}}
          r"augment\.0: got normalize as number 1 of 3, must be the last but for mixup, because .*, before mixup\."),
         ([NORMALIZE_ENTRY, NORMALIZE_ENTRY], r"augment\.0: got normalize as number 1 of 2, must be the last"),
         (["mixup", NORMALIZE_ENTRY],
-         r"augment\.1: got normalize after mixup, must come before it, because what is mixed is normalised. Move it up"),
+         r"augment\.1: got normalize after mixup, must come before it, because what is mixed is normalised"),
         ([{"normalize": {"mean": [0], "std": [1]}}],
          r"augment\.0\.normalize\.mean: got \[0\.0\], must have one value for each of data\.channels=3"),
     ],
@@ -190,3 +194,44 @@ def test_a_batch_that_nothing_is_done_to_is_not_copied() -> None:
     flipped = HorizontalFlip(probability=1.0).apply(images, draws_for(2))
     assert compile_program([HorizontalFlip(probability=1.0)]).apply_cpu(images, 0, 0, keys_for(2)).flags.c_contiguous
     assert not np.array_equal(flipped, images)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "augmentation.md"
+KINDS = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Augmentation)[0])}
+
+
+def rows_of(width: int) -> list[list[str]]:
+    """The rows of the page's table with `width` columns, without its head."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines() if line[:1] == "|"
+    ]
+    return [row for row in rows if len(row) == width and row[0] not in ("Augmentation", "---")]
+
+
+def test_the_page_names_every_augmentation_and_where_it_runs() -> None:
+    table = {row[0]: row for row in rows_of(5)}
+    assert table.keys() == KINDS.keys()
+    for name, kind in KINDS.items():
+        where = "CPU, fused" if issubclass(kind, Geometric) else "CPU" if issubclass(kind, CpuAugmentation) else None
+        where = "decoder" if issubclass(kind, Framing) else "device" if issubclass(kind, Mixing) else where
+        assert table[name][1] == (where or "device, one matrix"), name
+        assert (table[name][2] == "mixed") == issubclass(kind, Mixing), name
+
+
+def test_the_page_names_every_option_with_its_default() -> None:
+    written: dict[tuple[str, str], str] = {}
+    fused = [name for name, kind in KINDS.items() if issubclass(kind, Geometric)]
+    for names, option, default, _ in rows_of(4):
+        for name in fused if names == "every fused one" else names.split(", "):
+            written[name, option.strip("`")] = default
+    options = {(n, o): f for n, kind in KINDS.items() for o, f in kind.model_fields.items() if o != "name"}
+    assert written.keys() == options.keys()
+    for key, field in options.items():
+        if field.is_required() or "eigen" in key[1]:
+            assert written[key] == ("required" if field.is_required() else "ImageNet's")
+        elif isinstance(field.default, tuple):
+            assert [float(x) for x in written[key].strip("[]").split(",")] == pytest.approx(field.default, abs=1e-4), (
+                key
+            )
+        else:
+            assert written[key] == str(field.default).removesuffix(".0"), key

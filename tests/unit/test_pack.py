@@ -207,6 +207,16 @@ def test_damaged_bytes_are_told_in_every_form() -> None:
             stored_form(b"no image at all", options)
 
 
+def test_what_pillow_cannot_open_is_a_fault_of_the_sample_not_of_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("cannot identify")
+
+    content = encoded(photo(60, 80), "JPEG")
+    monkeypatch.setattr("pipelines.pack.Image.open", refuse)
+    with pytest.raises(UndecodableImage, match="OSError: cannot identify"):
+        stored_form(content, PackOptions(short_side=10))
+
+
 def test_smaller_files_and_raw_pixels_exclude_each_other() -> None:
     with pytest.raises(ValidationError, match="short_side, raw: got 5 and 7, must be one of them"):
         PackOptions(short_side=5, raw=7)

@@ -43,6 +43,7 @@ class Prepared:
             "seed": experiment.seed,
             "data.train": self.train.listing.fingerprint,
             "train.global_batch": experiment.train.global_batch,
+            "data.window": experiment.data.window,
             "model": experiment.model.model_dump(mode="json"),
             "data.augment": [a.model_dump(mode="json") for a in experiment.data.augment],
         }
@@ -74,6 +75,11 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
         raise InputError(f"data.val: {error}") from error
     num_classes = len(train.listing.classes)
     data = experiment.data
+    if data.window and train.storage is None:
+        raise InputError(
+            f"data.window: got {data.window}, must be 0 with data.train={data.train}, whose samples do not lie "
+            "in a row. Leave it out, or pack them: convoy pack."
+        )
     model = measure(experiment.model, num_classes=num_classes, channels=data.channels, image_size=data.image_size)
     size = DataSize(len(train.listing), len(val.listing), num_classes)
     return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)

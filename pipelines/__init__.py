@@ -6,20 +6,21 @@ randomness.py  random draws that have an address instead of a state
 layout.py      how a stream of steps is cut into chunks and dealt to ranks: arithmetic only
 sources.py     where samples come from: digits, folders, tars, parquet, shards
 listing.py     which samples a source has: ids, labels, order; the same for the same images in any form
+files.py       the files that samples lie in: paths, globs, URIs; read in place
 tar_index.py   where the images of a tar lie in it
-webdataset.py  labels beside the images of a tar
-parquet_source.py  images and labels in columns
-shards.py      our own files: any sample in one read
-pack.py        a source -> shards
-files.py       local paths, globs and URIs; ranges read from them
-split.py       a part to validate on, or some of each class: by hashes
+webdataset.py  labels that lie beside their images in a tar
+parquet_source.py  samples in the rows of parquet files
+shards.py      packed samples: the format, reading, verifying
+pack.py        many small files -> few large shards
+split.py       which samples are held out, or kept in a subset: by a hash of the id
 decode.py      an encoded image, or a box of it -> pixels of the wanted size
-decode_jpeg.py, jpeg_header.py  no more of a JPEG than the box needs
-orientation.py what EXIF says about up and down
+decode_jpeg.py  no more of a JPEG than the box needs
+jpeg_header.py  what a JPEG says of itself before its pixels
+orientation.py  what EXIF says about up and down
 resize.py      one resize for all formats
 native/        C sources, built at first use
 quarantine.py  what cannot be read, and what stands in for it
-check.py       which samples cannot be read
+check.py       which samples of a source cannot be used
 stats.py       what a source holds: classes, sizes, colours, duplicates
 augment/       changes of pixels, one idea a file
 produce.py     positions of an epoch -> pixels; what Ray's actors and local threads both run

@@ -35,7 +35,8 @@ Augmentation = Annotated[
 class PipelineConfig(BaseModel):
     """Where the samples come from and what is done to them.
 
-    `train`, `val`: a source: `digits`, `imagefolder:PATH` or `tar:PATH`, class folders inside.
+    `train`, `val`: a source: `digits`, or `imagefolder:PATH`, `tar:PATH`, `parquet:PATH`, `shards:PATH`, options
+        behind `?` (docs/data.md).
     `image_size`: pixels a side; an image of another size is scaled by its short side and cropped in the
         centre.
     `channels`: 1 grey, 3 RGB.

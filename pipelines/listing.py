@@ -65,6 +65,13 @@ class Storage:
     sizes: tuple[int, ...]
     samples: NDArray[np.int64]
 
+    def take(self, indices: NDArray[np.int64]) -> "Storage":
+        """The storage of some samples, which are numbered by their places in `indices` from here on."""
+        parts, places = np.empty_like(self.samples), np.empty_like(self.samples)
+        parts[self.samples] = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        places[self.samples] = np.arange(len(self.samples))
+        return storage_of(parts[indices], places[indices])
+
 
 def storage_of(parts: NDArray[np.int64], places: NDArray[np.int64]) -> Storage:
     """The storage of samples of which number i lies in part `parts[i]` at `places[i]`; an empty part does not count."""

@@ -84,11 +84,11 @@ class Recipe:
         return ids
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        storage = getattr(self.source, "storage", None)
-        if self.config.window and storage is not None:
-            samples: NDArray[np.int64] = storage.samples
-            return samples[windowed_order(self.seed, epoch, storage.sizes, self.config.window)]
-        return order(self.seed, epoch, len(self.source.listing))
+        if not self.config.window:
+            return order(self.seed, epoch, len(self.source.listing))
+        storage = self.source.storage
+        assert storage is not None, "prepare refuses a window where there is no storage"
+        return storage.samples[windowed_order(self.seed, epoch, storage.sizes, self.config.window)]
 
     @cached_property
     def _program(self) -> Program:

@@ -14,8 +14,9 @@ import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,10 @@ class Source(Protocol):
     @property
     def listing(self) -> Listing:
         """Which samples there are."""
+
+    @property
+    def storage(self) -> Storage | None:
+        """Where samples lie in a row; None where each is a file of its own, or in memory."""
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         """One sample: an encoded file, or (h, w, c) pixels.
@@ -85,6 +90,11 @@ class Part:
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         return self.source.read(int(self.indices[index]))
 
+    @cached_property
+    def storage(self) -> Storage | None:
+        whole = self.source.storage
+        return None if whole is None else whole.take(self.indices)
+
 
 def check_same_classes(train: Source, val: Source) -> None:
     """Raises: ValueError if the two do not have the same classes, since labels would mean different things."""
@@ -119,6 +129,7 @@ class Digits:
 
     listing: Listing
     images: NDArray[np.uint8]
+    storage: ClassVar[None] = None
 
     def read(self, index: int) -> NDArray[np.uint8]:
         return self.images[index]
@@ -142,6 +153,7 @@ class ImageFolder:
 
     listing: Listing
     root: str
+    storage: ClassVar[None] = None
 
     def read(self, index: int) -> bytes:
         return Path(self.root, self.listing.ids[index].as_py()).read_bytes()

@@ -42,7 +42,8 @@ class ShorthandSchema:
                 }
             )
         return {
-            "title": f"one of {len(models)} augmentations (docs/augmentation.md), with options as {{NAME: {{...}}}} or {{name: NAME, ...}}",
+            "title": f"one of {len(models)} augmentations (docs/augmentation.md), "
+            "with options as {NAME: {...}} or {name: NAME, ...}",
             "discriminator": union["discriminator"],
             "anyOf": [*forms, *union["oneOf"]],
         }

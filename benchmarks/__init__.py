@@ -5,5 +5,6 @@ on hardware and versions. Nothing here is a test; no test has a time limit that 
 
 measure      turns, ratios, the machine, files and charts
 plain_ddp    what a user would write instead of Convoy: torch, DistributedDataParallel, in-memory batches
+decode       CPU time of a random crop from an encoded photo, and of five other decoders
 overhead     images/s of the strategy sync over plain_ddp
 """

@@ -14,7 +14,17 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("ray", "torch", "torchvision", "numpy", "pyarrow", "pillow", "triton")
+PACKAGES = (
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "simplejpeg",
+    "opencv-python-headless",
+    "triton",
+)
 INK, GRID = "#1f2933", "#d9dee3"
 COLOURS = ("#2f6f9f", "#c8702a", "#4d8f5b", "#8a5a9e", "#7a7a7a")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipelines.decode import UndecodableImage, decode
+from pipelines.decode import UndecodableImage, check_whole
 from pipelines.sources import Source
 
 _AT_A_TIME = 1024  # samples that wait for a thread
@@ -28,7 +28,7 @@ def find_bad(source: Source, *, threads: int, progress: Callable[[int], None] = 
 
     def reason(index: int) -> str | None:
         try:
-            decode(source.read(index), 8, 3)
+            check_whole(source.read(index))
         except (UndecodableImage, OSError) as error:
             return str(error)
         finally:

@@ -104,6 +104,12 @@ def decode(content: bytes | Pixels, image_size: int, channels: int) -> Pixels:
     return decode_box(content, None, image_size, channels)
 
 
+def check_whole(content: bytes | Pixels) -> None:
+    """Decode all of an image, small. Raises: UndecodableImage if any part of it cannot be."""
+    height, width = size_of(content)
+    decode_box(content, (0, 0, width, height), 8, 3)
+
+
 def _whole_pixels(box: Floats4 | None, size: tuple[int, int]) -> Box:
     height, width = size
     if box is None:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.decode import UndecodableImage, decode
+from pipelines.decode import UndecodableImage, check_whole, decode
 from pipelines.order import order
 from pipelines.shards import FORMAT, INDEX, NOTE, SAMPLES, Progress, StoredImage, places_in, record_batch, shard_name
 from pipelines.sources import Source
@@ -138,7 +138,7 @@ def stored_form(content: bytes | NDArray[np.uint8], options: PackOptions) -> Sto
         stream = io.BytesIO()
         Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content).save(stream, "PNG")
         content = stream.getvalue()
-    decode(content, 8, 3)
+    check_whole(content)
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size

@@ -17,6 +17,7 @@ from orchestrator.config.mistake import Mistake, Path, did_you_mean, dotted, eit
 from orchestrator.config.schema import experiment_schema
 
 # "setting.inside: what is wrong with it", the form of our own validators' messages.
+MOST_LISTED = 8  # names in a message that has a nearest one as well
 _NAMED = re.compile(r"(?P<setting>[a-z_]\w*(?:\.\w+)*): (?P<message>.+)", re.DOTALL)
 
 
@@ -120,7 +121,8 @@ def _wrong_shorthand(place: Place, kinds: list[str], allowed: Allowed) -> tuple[
     names = list(place.value)
     if len(names) == 1 and names[0] not in kinds:
         near = did_you_mean(names[0], kinds)
-        return (*place.path, names[0]), f"unknown, must be {either(kinds)}{near}"
+        listed = either(kinds) if len(kinds) <= MOST_LISTED or near == "." else f"one of {len(kinds)} names"
+        return (*place.path, names[0]), f"unknown, must be {listed}{near}"
     if len(names) > 1 and names[0] in kinds:
         first, extra = names[:2]
         message = f"beside {first}, not inside; did you mean {dotted((*place.path, first, extra))}?"

@@ -230,8 +230,8 @@ def test_where_nothing_can_be_read_the_error_says_so(tmp_path: Path) -> None:
     recipe = Recipe(
         open_source(f"imagefolder:{write_folder(tmp_path)}", "train"), CONFIG, seed=3, training=True, checksums=False
     )
-    for file in tmp_path.rglob("*.png"):
-        file.write_bytes(b"no image")
+    for name in NAMES:
+        (tmp_path / name).write_bytes(b"no image")
     with pytest.raises(
         UndecodableImage, match=r"at position \d of epoch 4 cannot be read, nor can 20 others"
     ) as caught:

@@ -151,6 +151,22 @@ def stats(
 
 
 @app.command()
+def preview(
+    experiment: Target,
+    overrides: Overrides = None,
+    *,
+    out: Annotated[str, typer.Option(help="The image file to write.")] = "preview.png",
+    samples: Annotated[int, typer.Option(min=1, max=100, help="How many samples to show.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, max=20, help="How many epochs of each.")] = 5,
+) -> None:
+    """Draw samples as they are and as training will see them, pixel for pixel."""
+    chosen = _experiment(experiment, overrides or [])
+    from orchestrator.data_commands import write_preview
+
+    print(f"preview: {write_preview(chosen, out, samples=samples, epochs=epochs)}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of experiment files, for editors."""
     print(json.dumps(experiment_schema(), indent=2))

@@ -1,4 +1,4 @@
-"""The commands that look at data before training: `convoy pack`, `convoy check-data`, `convoy stats`.
+"""The commands that look at data before training: `convoy pack`, `check-data`, `stats`, `preview`.
 
 Each returns the exit code. Progress goes to the standard error stream, so that results can be piped.
 """
@@ -15,17 +15,22 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from orchestrator.config.experiment import Experiment
+from orchestrator.config.mistake import either
 from orchestrator.errors import InputError, RunError
 from orchestrator.report.data_page import print_stats, write_data_page
 from orchestrator.report.wording import size
 from pipelines.check import find_bad
 from pipelines.pack import DROPPED, Packed, PackOptions, pack, size_in_bytes
+from pipelines.preview import preview
+from pipelines.produce import Recipe
 from pipelines.shards import verify as verify_shards
 from pipelines.sources import Source, open_source
 from pipelines.stats import collect
 
 FAILED, INTERRUPTED = 1, 130
 MAX_SHOWN = 20
+PREVIEW_FORMATS = (".png", ".jpg", ".webp")
 
 Asked = tuple[str, str]  # what the user wrote: source, split
 
@@ -96,14 +101,27 @@ def show_stats(asked: Asked, out: str, image_size: int, colour_samples: int, *, 
             raise InputError(f"--out: got {out}, which cannot be written: {error}. Name another file.") from error
 
 
-def _open(asked: Asked) -> Source:
+def write_preview(experiment: Experiment, out: str, *, samples: int, epochs: int) -> Path:
+    """Write an image of samples and their augmentations."""
+    path = Path(out).expanduser()
+    if path.suffix.lower() not in PREVIEW_FORMATS or not path.absolute().parent.is_dir():
+        raise InputError(
+            f"--out: got {out}, must end in {either(PREVIEW_FORMATS)} and lie in a folder that exists."
+        )
+    data = experiment.data
+    source = _open((data.train, "train"), "data.train")
+    preview(Recipe(source, data, experiment.seed, True, False), samples=samples, epochs=epochs).save(path)
+    return path
+
+
+def _open(asked: Asked, setting: str = "SOURCE") -> Source:
     spec, split = asked
     if split not in ("train", "val"):
         raise InputError(f"--split: got {split}, must be train or val. Choose one.")
     try:
         return open_source(spec, "train" if split == "train" else "val")
     except ValueError as error:
-        raise InputError(f"SOURCE: {error}") from error
+        raise InputError(f"{setting}: {error}") from error
 
 
 def _pack_options(form: dict[str, int], shard_size: str) -> PackOptions:

@@ -22,6 +22,7 @@ native/        C sources, built at first use
 quarantine.py  what cannot be read, and what stands in for it
 check.py       which samples of a source cannot be used
 stats.py       what a source holds: classes, sizes, colours, duplicates
+preview.py     samples as training will see them, drawn
 augment/       changes of pixels, one idea a file
 produce.py     positions of an epoch -> pixels; what Ray's actors and local threads both run
 stages.py      the only list of Ray Data stages

@@ -104,6 +104,7 @@ def test_scale_jitter_scales_the_short_side_to_each_length_equally_often() -> No
     assert chisquare(np.bincount(np.rint(lengths).astype(int) - 25, minlength=6)).pvalue > 1e-3
     assert kstest(left / (150 - side), "uniform").pvalue > 1e-3
     assert kstest(top / (100 - side), "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(left / (150 - side), top / (100 - side))[0, 1]) < 0.05
 
 
 def test_the_central_crop_is_central() -> None:

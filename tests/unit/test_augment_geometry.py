@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from pipelines.augment.affine import Rotate, Shear, Stretch, Translate
 from pipelines.augment.base import nested
-from pipelines.augment.elastic import Elastic, Field2d
+from pipelines.augment.elastic import Elastic, Field2d, _taps
 from pipelines.augment.geometry import Geometric, Map, Matrix, apply_as_one, resample
 from pipelines.augment.lens import LensDistortion
 from pipelines.augment.perspective import Perspective
@@ -159,6 +159,14 @@ def test_elastic_displacements_are_simards() -> None:
         assert correlation[0] == pytest.approx(correlation[1], abs=0.05)
     corners = ours[:, ::63, ::63].std()
     assert corners == pytest.approx(expected, rel=0.15)  # as much as in the middle: noise goes on beyond the edge
+
+
+def test_a_pixel_hears_of_all_noise_within_four_sigmas() -> None:
+    """The smallest weight is that of a cell four sigmas away, never of one further off."""
+    _, weights = _taps(64, 5.0)
+    least = weights.min(axis=0) / (math.sqrt(5.0) / (math.sqrt(2 * math.pi) * 5.0))
+    assert least.min() == pytest.approx(math.exp(-8), rel=0.01)
+    assert least.max() <= math.exp(-(3.5**2) / 2) * 1.01
 
 
 def test_elastic_moves_pixels_by_its_field() -> None:

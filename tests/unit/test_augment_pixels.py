@@ -146,9 +146,9 @@ def test_erasing_draws_what_torchvision_draws() -> None:
     num, size = 3000, (40, 30)
     torch.manual_seed(0)
     image = torch.zeros(1, *size)
-    theirs = np.array([RandomErasing.get_params(image, (0.02, 0.33), (0.3, 3.3), [1.0])[:4] for _ in range(num)])
+    theirs = np.array([RandomErasing.get_params(image, (0.02, 0.33), (0.3, 0.9), [1.0])[:4] for _ in range(num)])
     white = np.zeros((num, *size, 1), np.uint8)
-    erased = Erasing(probability=1.0, fill=255).apply(white, draws_for(num))[..., 0] == 255
+    erased = Erasing(probability=1.0, fill=255, ratio=(0.3, 0.9)).apply(white, draws_for(num))[..., 0] == 255
     rows, columns = erased.any(axis=2), erased.any(axis=1)
     height, width = rows.sum(axis=1), columns.sum(axis=1)
     assert np.array_equal(height * width, erased.sum(axis=(1, 2)))  # a full rectangle

@@ -1,12 +1,11 @@
 """Policies: their operations against torchvision's, their tables against its tables, their draws by counting."""
 
 import re
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from augment_samples import Pixels, apart, draws_for, keys_for, random_images, smooth_image, tensor
+from augment_samples import Pixels, apart, draws_for, random_images, smooth_image, tensor
 from pydantic import ValidationError
 from scipy.stats import chisquare
 from torchvision.transforms import autoaugment as reference
@@ -14,6 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from pipelines.augment.affine import Rotate
 from pipelines.augment.autoaugment import AutoAugment, sub_policies
+from pipelines.augment.base import nested, uniforms
 from pipelines.augment.flip import HorizontalFlip, VerticalFlip
 from pipelines.augment.function import Function
 from pipelines.augment.policy import OPERATIONS, SIGNED, narrow_space
@@ -152,12 +152,15 @@ def test_random_mix_draws_each_choice_in_each_order_equally_often() -> None:
 
 def test_random_mix_draws_anew_for_each_of_its_parts() -> None:
     """The same augmentation twice in a list is not the same draw twice."""
-    images, keys = np.stack([smooth_image(16, 16)] * 4), keys_for(4)
-    twice = RandomMix(choose=2, of=(Rotate(degrees=90), Rotate(degrees=90)))
-    turned = twice.apply(images, Draws(0, 0, keys, 1))
-    once = RandomMix(choose=1, of=(Rotate(degrees=90),)).apply(images, Draws(0, 0, keys, 1))
-    for one, other in pairwise([*turned, *once]):
-        assert not np.array_equal(one, other)
+    images, draws = np.stack([smooth_image(16, 16)] * 4), draws_for(4)
+    result = RandomMix(choose=2, of=(Rotate(degrees=90), Rotate(degrees=90))).apply(images, draws)
+    parts = [nested(draws, index) for index in range(2)]
+    assert len({*parts[0].uniform(), *parts[1].uniform(), *draws.uniform()}) == 12
+    for i, first in enumerate(np.argsort(uniforms(draws, 2), axis=1)[:, 0].tolist()):
+        expected = images
+        for index in (first, 1 - first):
+            expected = Rotate(degrees=90).apply(expected, parts[index])
+        assert np.array_equal(result[i], expected[i])
 
 
 def shifted(images: Pixels, draws: Draws, by: int = 1) -> Pixels:

@@ -61,15 +61,6 @@ class Program:
     def has_mixing(self) -> bool:
         return self.mixing is not None
 
-    def boxes(
-        self, sizes: NDArray[np.int64], image_size: int, seed: int, epoch: int, keys: Keys
-    ) -> NDArray[np.float64]:
-        """Which part of each training image to decode.
-
-        Shapes: sizes (N, 2) height, width -> (N, 4) left, top, width, height.
-        """
-        return self.framing.boxes(sizes, image_size, Draws(seed, epoch, keys, 0))
-
     def apply_cpu(self, images: Pixels, seed: int, epoch: int, keys: Keys) -> Pixels:
         """Everything that happens to a training batch on the CPU after decoding; `images` is left alone.
 

@@ -107,9 +107,6 @@ def test_every_augmentation_draws_by_its_place_in_the_list() -> None:
     expected = apply_as_one([Rotate(), Shear(), Elastic(sigma=2.0)], expected, [draws(2), draws(3), draws(4)])
     expected = Cutout(side=4).apply(expected, draws(5))
     assert np.array_equal(result, expected)
-    sizes = np.tile([300, 400], (6, 1))
-    boxes = compile_program(WHOLE).boxes(sizes, 20, 3, 4, keys)
-    assert np.array_equal(boxes, RandomResizedCrop().boxes(sizes, 20, draws(0)))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -105,9 +105,7 @@ def write_preview(experiment: Experiment, out: str, *, samples: int, epochs: int
     """Write an image of samples and their augmentations."""
     path = Path(out).expanduser()
     if path.suffix.lower() not in PREVIEW_FORMATS or not path.absolute().parent.is_dir():
-        raise InputError(
-            f"--out: got {out}, must end in {either(PREVIEW_FORMATS)} and lie in a folder that exists."
-        )
+        raise InputError(f"--out: got {out}, must end in {either(PREVIEW_FORMATS)} and lie in a folder that exists.")
     data = experiment.data
     source = _open((data.train, "train"), "data.train")
     preview(Recipe(source, data, experiment.seed, True, False), samples=samples, epochs=epochs).save(path)

@@ -47,14 +47,14 @@ class Recipe:
     training: bool
     checksums: bool
 
-    def produce(self, epoch: int, positions: range) -> Samples:
-        """Read, decode and augment the samples at `positions` of the epoch's order.
+    def produce(self, epoch: int, positions: range, *, into: Pixels | None = None) -> Samples:
+        """Read, decode and augment the samples at `positions` of the epoch's order; `into` is where images shall lie.
 
         Raises: UndecodableImage if a sample cannot be read and none of those that should replace it either.
         """
         size, channels = self.config.image_size, self.config.channels
         indices = self.indices(epoch, positions)
-        images = np.empty((len(indices), size, size, channels), np.uint8)
+        images = np.empty((len(indices), size, size, channels), np.uint8) if into is None else into
         failures: list[tuple[int, int, str]] = []
         missing: Sequence[int] = range(len(indices))
         for attempt in range(MAX_SUBSTITUTES + 1):
@@ -69,7 +69,11 @@ class Recipe:
             raise self._unreadable(failures, epoch, positions)
         keys = self.source.listing.keys[indices]
         if self.training:
-            images = self._program.apply_cpu(images, self.seed, epoch, keys)
+            changed = self._program.apply_cpu(images, self.seed, epoch, keys)
+            if into is None:
+                images = changed
+            elif changed is not images:
+                images[...] = changed
         checksums = np.array([zlib.crc32(image.tobytes()) for image in images], np.uint32) if self.checksums else None
         replaced = tuple(self._replaced(failures, indices, epoch, positions))
         return Samples(images, self.source.listing.labels[indices], keys, checksums, replaced)

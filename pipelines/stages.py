@@ -153,20 +153,21 @@ class ChunkMaker:
         rows = (layout.steps_per_chunk, layout.share)
         arrays = {
             "address": np.array([chunk.epoch, chunk.first_step, chunk.num_steps, chunk.rank]),
-            "images": np.zeros((*rows, *self.sample_shape), np.uint8),
+            "images": np.empty((*rows, *self.sample_shape), np.uint8),
             "labels": np.zeros(rows, np.int64),
             "keys": np.zeros(rows, np.uint64),
         }
         if self.recipe.checksums:
             arrays["crc32"] = np.zeros(rows, np.uint32)
+        arrays["images"][chunk.num_steps :] = 0
         replaced: list[Replaced] = []
         for i in range(chunk.num_steps):
             positions = layout.epoch.share(chunk.first_step + i, chunk.rank, layout.world_size)
-            samples = self.recipe.produce(chunk.epoch, positions)
-            arrays["images"][i, : len(positions)] = samples.images
+            samples = self.recipe.produce(chunk.epoch, positions, into=arrays["images"][i, : len(positions)])
             arrays["labels"][i, : len(positions)] = samples.labels
             arrays["keys"][i, : len(positions)] = samples.keys
             replaced += samples.replaced
+            arrays["images"][i, len(positions) :] = 0
             if samples.crc32 is not None:
                 arrays["crc32"][i, : len(positions)] = samples.crc32
         arrays["replaced"] = np.array(json.dumps([astuple(each) for each in replaced]))

@@ -61,7 +61,7 @@ def worker(config: dict[str, Any]) -> None:
         epoch = setup.train_epoch if purpose == "train" else setup.val_epoch
         return batches_in_memory(epoch, strategy.rank, strategy.world_size)
 
-    train_with(setup, strategy, ActorChannel(config["run_log"]), batches, lambda *_: [], ray.train.report)
+    train_with(setup, strategy, ActorChannel(config["run_log"]), batches, lambda *_: [])
 
 
 def make_setup(folder: Path, args: argparse.Namespace) -> Setup:

@@ -6,6 +6,7 @@ Exit codes: 0 the run finished or was stopped and committed; 1 it failed, or dat
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -16,6 +17,7 @@ import typer
 
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.load import dump_experiment, load_experiment
+from orchestrator.config.mistake import either
 from orchestrator.config.schema import experiment_schema
 from orchestrator.errors import InputError, RunError
 from orchestrator.run_folder import RunFolder
@@ -84,7 +86,7 @@ def evaluate(
     from orchestrator.prepare import resources_here
 
     figures = evaluate_run(folder, chosen, resources_here(), newest=newest)
-    for line in figures["skipped"]:
+    for line in (*figures["skipped"], *figures["replaced"]):
         print(line, file=sys.stderr)
     print(
         f"validation accuracy {figures['val_accuracy']:.2%}, loss {figures['val_loss']:.4f} "
@@ -164,6 +166,20 @@ def preview(
     from orchestrator.data_commands import write_preview
 
     print(f"preview: {write_preview(chosen, out, samples=samples, epochs=epochs)}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as overhead or pipeline; then its options.")],
+) -> None:
+    """Run a benchmark of the repository: benchmarks/NAME.py, with `--help` for its options."""
+    folder = Path(__file__).parent.parent / "benchmarks"
+    names = sorted(path.stem for path in folder.glob("*.py") if "__main__" in path.read_text())
+    if name not in names:
+        there = f"must be {either(names)}" if names else "but there are none beside this installation"
+        raise InputError(f"NAME: got {name}, {there}. Run it in a clone of the repository.")
+    raise typer.Exit(subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *context.args], cwd=folder.parent))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Evaluate the checkpoint of a run, in this process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from orchestrator.training.checkpoint_store import CheckpointStore
 from orchestrator.training.evaluate import evaluate
 from orchestrator.worker import build_learner
 from pipelines.device import ToDevice
-from pipelines.loader import batches_from_threads
+from pipelines.loader import Batch, batches_from_threads
 from pipelines.order import Position
+from pipelines.quarantine import Replaced
 
 
 def evaluate_run(folder: RunFolder, experiment: Experiment, resources: Resources, *, newest: bool) -> dict[str, Any]:
@@ -47,12 +49,20 @@ def evaluate_run(folder: RunFolder, experiment: Experiment, resources: Resources
         ahead=8,
     )
     to_device = ToDevice(alone.data, alone.seed, device, channels_last=alone.train.channels_last)
-    sums = evaluate(learner, OneWorker(), batches, setup.val_epoch, to_device)
+    replaced: list[Replaced] = []
+
+    def noted() -> Iterator[Batch]:
+        for batch in batches:
+            replaced.extend(batch.replaced)
+            yield batch
+
+    sums = evaluate(learner, OneWorker(), noted(), setup.val_epoch, to_device)
     return {
         "val_accuracy": sums.accuracy,
         "val_loss": sums.mean_loss,
         "samples": sums.samples,
         "step": snapshot.step,
         "skipped": skipped,
+        "replaced": [f"{each.sample_id} cannot be read, {each.by} stands in: {each.reason}" for each in replaced],
         "folder": str(Path(folder.path)),
     }

@@ -38,10 +38,11 @@ from orchestrator.worker import GroupSetup, Outcome, train_here, train_in_group
 from pipelines.order import Position
 from pipelines.stages import OrderedSplit, Stream
 
-POLL_INTERVAL_S = "0.5"  # of Ray Train's controller: a commit waits for one poll, which is 2 s by default
+POLL_INTERVAL_S = "1"  # of Ray Train's controller, for failures and the end; 2 s by default
 # For a Ray that is started here, for one run on one machine. It watches itself less: 16 % of a core by default while
 # nothing happens, 8 % so (2 cores, Ray 2.60, November 2026); and its workers are no nicer than what else runs.
 OWN_RAY = {
+    "LOG_NAME_UPDATE_INTERVAL_S": "30",  # of what would print the workers' logs
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -262,6 +263,7 @@ class _Run:
             "images_per_s": progress["samples"] / total if progress and total else 0.0,
             "data_wait_share": data_wait_share(seconds) if progress else 0.0,
             "restarts": view.restarts,
+            "unreadable_samples": view.quarantined,
             "wall_s": time.time() - self._started,
             "workers": view.workers,
             "seed": experiment.seed,

@@ -66,10 +66,7 @@ class RunLog:
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=KEPT_EVENTS)
         self._num_events = 0
-        self._quarantined = {
-            (line["epoch"], line["position"], line["sample_id"]): line
-            for line in self._folder.read_lines("quarantine.jsonl")
-        }
+        self._quarantined = {_address(line): line for line in self._folder.read_lines("quarantine.jsonl")}
 
     def begin(self, epoch: int, step: int, workers: int) -> int:
         """Note that training begins or goes on here; returns the number of the attempt, from 1."""
@@ -149,9 +146,8 @@ class RunLog:
     def quarantine(self, replaced: list[dict[str, Any]]) -> None:
         """Write down samples that could not be read; what is met again after a restart counts once."""
         for each in replaced:
-            address = (each["epoch"], each["position"], each["sample_id"])
-            if address not in self._quarantined:
-                self._quarantined[address] = each
+            if _address(each) not in self._quarantined:
+                self._quarantined[_address(each)] = each
                 self._folder.append("quarantine.jsonl", [each])
 
     def quarantined(self) -> list[str]:
@@ -207,3 +203,7 @@ class RunLog:
             self._recent.append(record)
         else:
             self._epoch = record
+
+
+def _address(replaced: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(replaced[name] for name in ("split", "epoch", "position", "sample_id"))

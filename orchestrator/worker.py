@@ -101,7 +101,10 @@ def train_in_group(group: GroupSetup) -> Outcome:
     def sample_ids(epoch: int, positions: range) -> list[str]:
         return (recipe or ray.get(group.train_recipe)).sample_ids(epoch, positions)
 
-    return train_with(setup, strategy, ActorChannel(group.run_log), batches, sample_ids, ray.train.report)
+    outcome = train_with(setup, strategy, ActorChannel(group.run_log), batches, sample_ids)
+    # Once, for Ray's own records: every call waits for a poll of the controller, and commits are ours.
+    ray.train.report({"status": outcome.status, "val_accuracy": outcome.progress["val_accuracy"]})
+    return outcome
 
 
 def train_here(setup: Setup, channel: Channel, train_recipe: Recipe, val_recipe: Recipe) -> Outcome:
@@ -119,7 +122,7 @@ def train_here(setup: Setup, channel: Channel, train_recipe: Recipe, val_recipe:
             ahead=setup.plan.prefetched,
         )
 
-    return train_with(setup, OneWorker(), channel, batches, train_recipe.sample_ids, lambda _: None)
+    return train_with(setup, OneWorker(), channel, batches, train_recipe.sample_ids)
 
 
 def train_with(
@@ -128,7 +131,6 @@ def train_with(
     channel: Channel,
     batches: Callable[[str, Position], Iterator[Batch]],
     sample_ids: Callable[[int, range], list[str]],
-    on_commit: Callable[[dict[str, Any]], None],
 ) -> Outcome:
     experiment = setup.experiment
     torch.set_num_threads(setup.plan.threads_per_worker)
@@ -159,7 +161,6 @@ def train_with(
         store=store,
         log=log,
         identity=setup.identity,
-        on_commit=on_commit,
         progress=progress,
     )
     try:

@@ -12,7 +12,7 @@ from orchestrator.channel import Channel
 from pipelines.loader import Batch
 from pipelines.quarantine import Replaced
 
-DELIVERY_INTERVAL_S = 0.25
+DELIVERY_INTERVAL_S = 0.5
 
 
 class WorkerLog:

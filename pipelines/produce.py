@@ -131,7 +131,8 @@ class Recipe:
     ) -> Any:
         ids = self.source.listing.ids
         for i, index, reason in failures:
-            yield Replaced(epoch, positions[i], ids[index].as_py(), reason, ids[int(indices[i])].as_py())
+            split = "train" if self.training else "val"
+            yield Replaced(split, epoch, positions[i], ids[index].as_py(), reason, ids[int(indices[i])].as_py())
 
     def _unreadable(self, failures: list[tuple[int, int, str]], epoch: int, positions: range) -> UndecodableImage:
         i, index, reason = failures[-1]

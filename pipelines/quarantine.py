@@ -16,8 +16,9 @@ MAX_SUBSTITUTES = 20  # in a row, for one position
 
 @dataclass(frozen=True)
 class Replaced:
-    """A sample that could not be read, and which one stands at its position instead."""
+    """A sample that could not be read, and which one stands at its position instead. `split`: train or val."""
 
+    split: str
     epoch: int
     position: int
     sample_id: str

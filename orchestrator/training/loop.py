@@ -69,7 +69,6 @@ class Training:
     store: CheckpointStore
     log: Log
     identity: dict[str, Any]
-    on_commit: Callable[[dict[str, Any]], None]
     progress: Progress = field(default_factory=Progress)
 
 
@@ -229,7 +228,8 @@ def _end_epoch(training: Training) -> None:
     """Evaluate, note the epoch, and turn to the next."""
     progress = training.progress
     started = time.perf_counter()
-    sums = evaluate(training.learner, training.strategy, training.val_batches, training.val_epoch, training.to_device)
+    batches = _noting(training.val_batches, training.log)
+    sums = evaluate(training.learner, training.strategy, batches, training.val_epoch, training.to_device)
     evaluation_s = time.perf_counter() - started
     progress.evaluation_s += evaluation_s
     progress.val_loss, progress.val_accuracy = sums.mean_loss, sums.accuracy
@@ -256,6 +256,12 @@ def _end_epoch(training: Training) -> None:
     progress.begin_epoch()
 
 
+def _noting(batches: Iterator[Batch], log: Log) -> Iterator[Batch]:
+    for batch in batches:
+        log.quarantine(batch.replaced)
+        yield batch
+
+
 def _commit(training: Training, score: float | None) -> None:
     """Commit the state of the run; the trace first, so that what is committed is traced."""
     progress, strategy = training.progress, training.strategy
@@ -274,7 +280,6 @@ def _commit(training: Training, score: float | None) -> None:
             bytes=commit.bytes,
             val_accuracy=score,
         )
-    training.on_commit({"epoch": progress.position.epoch, "step": progress.steps, "val_accuracy": score})
 
 
 def _non_finite(training: Training, batch: Batch, ranks: list[int]) -> NonFiniteLoss:

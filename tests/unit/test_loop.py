@@ -69,7 +69,6 @@ def training(folder: Path, *overrides: str) -> Training:
         store=CheckpointStore(str(folder), keep=1),
         log=Silent(),
         identity={},
-        on_commit=lambda _: None,
     )
 
 

@@ -173,7 +173,7 @@ def bench(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Such as overhead or pipeline; then its options.")],
 ) -> None:
-    """Run a benchmark of the repository: benchmarks/NAME.py, with `--help` for its options."""
+    """Run a benchmark of the repository, benchmarks/NAME.py; its options: convoy bench NAME -- --help."""
     folder = Path(__file__).parent.parent / "benchmarks"
     names = sorted(path.stem for path in folder.glob("*.py") if "__main__" in path.read_text())
     if name not in names:

@@ -132,6 +132,11 @@ def train_with(
     batches: Callable[[str, Position], Iterator[Batch]],
     sample_ids: Callable[[int, range], list[str]],
 ) -> Outcome:
+    """Train as one worker, from the newest commit on, with whatever `batches` yields for `train` and `val`.
+
+    `sample_ids` names the samples at positions of an epoch. The outcome says how it ended; failures that starting anew
+    would only repeat are in it, others are raised.
+    """
     experiment = setup.experiment
     torch.set_num_threads(setup.plan.threads_per_worker)
     device = _device(setup.plan)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import ray
@@ -127,6 +128,7 @@ class _Produce:
     """The actor: makes the chunks that it is given the numbers of."""
 
     def __init__(self, recipe: "ray.ObjectRef[Recipe]", layout: Layout, sample_shape: tuple[int, int, int]) -> None:
+        cv2.setNumThreads(1)  # the plan gave each actor its share of the CPUs; OpenCV would take them all
         self._fill: Callable[[int], dict[str, np.ndarray]] = ChunkMaker(ray.get(recipe), layout, sample_shape)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

@@ -13,7 +13,51 @@ Found (2 cores, Ray 2.60, November 2026): 1.01 and 0.87 (0.78 to 1.04), n=5. Wit
 the processes of Ray and Train, about 11 % of a core while nothing happens, take their time from one rank while the
 other waits. Forward and backward themselves are slower in the slow rounds, which is not explained. A Ray with its
 defaults idles at 16 % of a core: launch.OWN_RAY is what was turned off, beside fewer polls, deliveries and reports.
-"""Convoy's worker, fed from memory."""
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from benchmarks import measure
+from benchmarks.plain_ddp import CHANNELS, CLASSES, DISTINCT_BATCHES, IMAGE_SIZE, WARM_UP_STEPS, batch
+from orchestrator.channel import ActorChannel
+from orchestrator.config.load import load_experiment
+from orchestrator.launch import connected_to_ray
+from orchestrator.models.size import measure as size_of_model
+from orchestrator.plan import DataSize, make_plan
+from orchestrator.prepare import resources_here
+from orchestrator.run_folder import RunFolder
+from orchestrator.run_log import RunLog
+from orchestrator.strategies.sync import OneWorker, Sync
+from orchestrator.worker import Setup, train_with
+from pipelines.loader import Batch
+from pipelines.order import Epoch, Position
+
+ROOT = Path(__file__).parent.parent
+TARGET = 0.95
+
+
+def batches_in_memory(epoch: Epoch, rank: int, world_size: int) -> Iterator[Batch]:
+    share = epoch.largest_share(world_size)
+    made = [batch(number, share, rank) for number in range(DISTINCT_BATCHES)]
+    for step in range(epoch.num_steps):
+        images, labels = made[step % len(made)]
+        yield Batch(0, step, epoch.share(step, rank, world_size), images, labels, np.zeros(share, np.uint64))
+
+
+def worker(config: dict[str, Any]) -> None:
+    """Convoy's worker, fed from memory."""
     setup: Setup = config["setup"]
     strategy = Sync() if ray.train.get_context().get_world_size() > 1 else OneWorker()
 

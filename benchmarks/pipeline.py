@@ -266,7 +266,7 @@ def convoy(images: str, num_batches: int) -> dict[str, float]:
             num_epochs=epochs,
             start=Position(0, 0),
             sample_shape=(SIZE, SIZE, 3),
-            pool=Pool(WORKERS, 0.25),
+            pool=Pool(WORKERS, WORKERS, 0.25),
         )
         clock = _Clock(folder)
         trainer = ray.train.torch.TorchTrainer(

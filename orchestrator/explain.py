@@ -37,8 +37,10 @@ def _workers(plan: Plan) -> str:
 def _pipeline(plan: Plan) -> str:
     if not plan.uses_ray:
         return f"{plan.threads_per_worker} threads"
+    least, most = plan.train_actors
+    actors = f"{least}" if least == most else f"{least} to {most}"
     return (
-        f"{plan.train_actors} actors for training, {plan.val_actors} for validation, {plan.cpus_per_actor} CPU each; "
+        f"{actors} actors for training, {plan.val_actors} for validation, {plan.cpus_per_actor} CPU and a thread each; "
         f"workers {plan.cpus_per_worker} CPU each; chunks of {plan.steps_per_chunk} steps"
     )
 

@@ -75,13 +75,14 @@ class GroupSetup:
         setup, plan = self.setup, self.setup.plan
         config = setup.experiment.data
         training = purpose == "train"
+        actors = plan.train_actors if training else (plan.val_actors, plan.val_actors)
         return Stream(
             recipe=self.train_recipe if training else self.val_recipe,
             epoch=setup.train_epoch if training else setup.val_epoch,
             num_epochs=setup.experiment.train.epochs,
             start=start if training else Position(start.epoch, 0),
             sample_shape=(config.image_size, config.image_size, config.channels),
-            pool=Pool(plan.train_actors if training else plan.val_actors, plan.cpus_per_actor),
+            pool=Pool(*actors, plan.cpus_per_actor),
         )
 
 

@@ -4,10 +4,10 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,13 @@ def by_threads(made: Recipe, epochs: int, start: Position = START, *, threads: i
     return [row(batch) for batch in batches_from_threads(made, epoch, epochs, start, threads=threads, ahead=4)]
 
 
-def stream(made: Recipe, actors: int | tuple[int, int], epochs: int, start: Position = START) -> Stream:
+def stream(
+    made: Recipe, actors: int | tuple[int, int], epochs: int, start: Position = START, *, cpus_per_actor: float = 0.2
+) -> Stream:
     least, most = actors if isinstance(actors, tuple) else (actors, actors)
     side, channels = made.config.image_size, made.config.channels
     epoch = Epoch(len(made.source.listing), 64)
-    return Stream(ray.put(made), epoch, epochs, start, (side, side, channels), Pool(least, most, 0.2))
+    return Stream(ray.put(made), epoch, epochs, start, (side, side, channels), Pool(least, most, cpus_per_actor))
 
 
 def read(of: Stream, world_size: int, each: Callable[[Batch], None] = lambda _: None) -> list[Row]:
@@ -63,11 +65,8 @@ def read(of: Stream, world_size: int, each: Callable[[Batch], None] = lambda _: 
             rows.append(row(batch))
             each(batch)
 
-    threads = [threading.Thread(target=consume, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(world_size) as pool:
+        list(pool.map(consume, range(world_size)))
     return sorted(rows)
 
 

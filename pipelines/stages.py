@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -140,8 +139,7 @@ class _Produce:
     """The actor: makes the chunks that it is given the numbers of."""
 
     def __init__(self, recipe: "ray.ObjectRef[Recipe]", layout: Layout, sample_shape: tuple[int, int, int]) -> None:
-        cv2.setNumThreads(1)  # the plan gave each actor its share of the CPUs; both would take them all
-        torch.set_num_threads(1)
+        cv2.setNumThreads(1)  # the plan gave each actor its share of the CPUs; OpenCV would take them all
         self._fill: Callable[[int], dict[str, np.ndarray]] = ChunkMaker(ray.get(recipe), layout, sample_shape)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

@@ -5,7 +5,9 @@ The first node says that it has a GPU; one that only feeds joins while the first
 
 import json
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ray
@@ -13,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from pipelines.loader import Batch
 from pipelines.stages import FEEDERS
-from tests.integration.streams_on_ray import by_threads, read, recipe, stream, wait_until
+from tests.integration.streams_on_ray import PATIENCE_S, by_threads, read, recipe, stream, wait_until
 from tests.processes import descends, pipeline_actors
 
 CPUS_PER_ACTOR = 0.9  # a node of one CPU holds one, a node of two holds two
@@ -41,16 +43,25 @@ def main(folder: Path) -> None:
 
         return each
 
+    begun, joined = threading.Event(), threading.Event()
+
     def join(batch: Batch) -> None:
         count("before")(batch)
         if (batch.epoch, batch.step) == (0, 0):
-            nodes.append(cluster.add_node(num_cpus=2, labels=FEEDERS, object_store_memory=STORE_BYTES))
+            begun.set()
+            assert joined.wait(PATIENCE_S), "the node did not join"
             wait_until(lambda: actors_on(nodes[1]) == 2)
             count("joined")(batch)
 
     made = recipe("data.image_size=32")
     rows = {"threads": by_threads(made, EPOCHS, threads=2)}
-    rows["joined"] = read(stream(made, (1, 3), EPOCHS, cpus_per_actor=CPUS_PER_ACTOR), 1, join)
+    with ThreadPoolExecutor(1) as pool:
+        growing = stream(made, (1, 3), EPOCHS, cpus_per_actor=CPUS_PER_ACTOR)
+        reading = pool.submit(read, growing, 1, join)
+        assert begun.wait(PATIENCE_S), "no batch came"
+        nodes.append(cluster.add_node(num_cpus=2, labels=FEEDERS, object_store_memory=STORE_BYTES))
+        joined.set()
+        rows["joined"] = reading.result()
     for actors in (2, 3):
         one = stream(made, actors, 1, cpus_per_actor=CPUS_PER_ACTOR)
         rows[f"{actors} actors"] = read(one, 1, count(f"{actors} actors"))

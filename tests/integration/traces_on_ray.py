@@ -38,11 +38,10 @@ WHOLE = {
 # name -> source, workers, the step of the commit to go on from: in the middle of the first and of the second epoch
 RESUMED = {
     "tar, alone, from 3": ("tar", 0, 3),
-    "parquet, alone, from 21": ("parquet", 0, 21),
-    "shards, alone, from 12": ("shards", 0, 12),
-    "parquet, 2 workers, from 6": ("parquet", 2, 6),
+    "parquet, alone, from 12": ("parquet", 0, 12),
+    "folder, alone, from 24": ("imagefolder", 0, 24),
     "tar, 1 worker, from 9": ("tar", 1, 9),
-    "shards, 2 workers, from 24": ("shards", 2, 24),
+    "shards, 2 workers, from 21": ("shards", 2, 21),
 }
 
 

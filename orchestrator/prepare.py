@@ -14,9 +14,10 @@ from orchestrator.models.zoo import check_model
 from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
 from orchestrator.run_folder import RunFolder
 from orchestrator.worker import Setup
+from pipelines.listing import check_same_targets
 from pipelines.order import Epoch
 from pipelines.produce import Recipe
-from pipelines.sources import Source, Split, check_same_classes, open_source
+from pipelines.sources import Source, Split, open_source
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
     train = _open("data.train", experiment.data.train, "train")
     val = _open("data.val", experiment.data.val, "val")
     try:
-        check_same_classes(train, val)
+        check_same_targets(train.listing, val.listing)
     except ValueError as error:
         raise InputError(f"data.val: {error}") from error
     num_classes = len(train.listing.classes)

@@ -11,6 +11,7 @@ from pipelines.augment.normalize import Normalize
 from pipelines.augment.pca import PcaColour
 from pipelines.augment.program import check_forms, compile_program
 from pipelines.augment.random_mix import RandomMix
+from pipelines.augment.random_mixing import RandomMixing
 from pipelines.augment.shorthand import ShorthandSchema, expand_shorthand
 from pipelines.augment.table import Operation
 from pipelines.quarantine import Share
@@ -27,7 +28,8 @@ Augmentation = Annotated[
     | PcaColour
     | Normalize
     | Mixup
-    | Cutmix,
+    | Cutmix
+    | RandomMixing,
     Field(discriminator="name"),
 ]
 

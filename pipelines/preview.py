@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipelines.augment.on_device import colour_on_cpu
 from pipelines.augment.program import compile_program
 from pipelines.produce import Recipe
 
@@ -47,7 +46,7 @@ def _at(recipe: Recipe, indices: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
 def _trained(recipe: Recipe, epoch: int, position: int) -> NDArray[np.uint8]:
     made = recipe.produce(epoch, range(position, position + 1))
     program = compile_program(recipe.config.augment)
-    coloured: NDArray[np.uint8] = colour_on_cpu(program, made.images, recipe.seed, epoch, made.keys)[0]
+    coloured: NDArray[np.uint8] = program.apply_device_colour(made.images, recipe.seed, epoch, made.keys)[0]
     return coloured
 
 

@@ -4,7 +4,7 @@ base.py             what an augmentation is: framing, CPU, colour, mixing
 table.py            the table of those on the CPU that stand alone
 shorthand.py        the short forms in which an experiment writes them
 program.py          a list of them, checked, and compiled into what runs where
-on_device.py        the device's part of it: one matrix an image, then mixing
+on_device.py        the device's part of it: one matrix an image, then mixing; the only one that imports torch
 framing.py          which part of an image is decoded: Inception's crop, ResNet's, the central one
 crop.py             pad and cut out at a random place
 flip.py             mirror left to right, top to bottom
@@ -23,9 +23,11 @@ trivialaugment.py   one at random, of any strength
 autoaugment.py      pairs that were searched for
 random_mix.py       a random choice out of any list
 function.py         a user's own
+colour_map.py       changes of colour as arithmetic, composed into one; on the CPU
 colour.py           brightness, contrast, saturation, hue as one matrix
 pca.py              AlexNet's colour
 normalize.py        zero mean and unit deviation, on the device
 mixing.py           mixup and cutmix, and who is mixed with whom
+random_mixing.py    mixup or cutmix, a choice for each group
 beta.py             draws from Beta(alpha, alpha)
 """

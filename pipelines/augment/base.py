@@ -4,18 +4,18 @@ One idea a file. To add one: a file here with a class like `RandomCrop`, its nam
 `pipelines/augment/table.py`, a test against an independent reference.
 
 An image passes them in this order: a `Framing` says which part of the encoded image becomes pixels; `CpuAugmentation`s
-change uint8 pixels; `ColourAugmentation`s are matrices, which the device applies as one; a `Mixing` joins samples of a
-batch there.
+change uint8 pixels; `ColourAugmentation`s are matrices, those that follow each other applied as one; a `Mixing` joins
+samples of a batch on the device. None of them knows torch: what the device does with their draws is in `on_device.py`.
 """
 
-from typing import Annotated, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
-from torch import Tensor
 
+from pipelines.augment.colour_map import ColourMap
 from pipelines.randomness import Draws, mix, philox, words
 
 
@@ -103,25 +103,36 @@ class Sometimes(CpuAugmentation):
 
 
 class ColourAugmentation(_Augmentation):
-    """A change of colours that is affine in a pixel's values: one matrix an image, for pixels scaled to [0, 1]."""
+    """A change of colours that is affine in a pixel's values: one matrix an image, for pixels scaled to [0, 1].
 
-    def matrices(self, means: Tensor, draws: Draws) -> Tensor:
-        """The matrix of each image, given what its pixels' mean is before this augmentation.
+    `where`: `device`, for the whole batch before it is normalised, or `cpu`, on uint8 pixels where the data is made.
+    """
 
-        Shapes: means (N, C) -> (N, C, C + 1) on the device of `means`; out = m[:, :C] @ pixel + m[:, C].
-        """
+    where: Literal["device", "cpu"] = "device"
+
+    def colours(self, channels: int, draws: Draws) -> ColourMap:
+        """The change of each image, for images of `channels`."""
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Mix:
+    """How each sample of a batch is joined with its partner: pixels are blended, then a rectangle is the partner's.
+
+    Shapes: weights (N,) of a sample's own pixels; boxes (N, 4) left, top, right, bottom of what is taken from the
+    partner as it is, the last two excluded; shares (N,): what of the label stays the sample's own.
+    """
+
+    weights: NDArray[np.float64]
+    boxes: NDArray[np.int64]
+    shares: NDArray[np.float64]
+
+
 class Mixing(_Augmentation):
-    """Joins each sample of a batch with another one, and their labels."""
+    """Joins each sample of a batch with another one of its group, and their labels."""
 
-    def mix(self, images: Tensor, partners: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Mix images[i] with images[partners[i]].
-
-        Shapes: images (N, C, H, W) float, partners (N,) int64 -> mixed (N, C, H, W), and (N,) float32: what share of
-        the label stays that of sample i; the rest is its partner's.
-        """
+    def plan(self, size: tuple[int, int], draws: Draws, groups: Draws) -> Mix:
+        """How to mix a batch. `size` is (height, width); what `groups` draws is the same for all of a group."""
         raise NotImplementedError
 
 
@@ -150,8 +161,3 @@ def nested(draws: Draws, number: int) -> Draws:
 def subset(draws: Draws, chosen: NDArray[np.bool_]) -> Draws:
     """The same draws, for some of the samples."""
     return Draws(draws.seed, draws.epoch, draws.sample_keys[chosen], draws.augmentation)
-
-
-def to_device(values: NDArray[np.float64], like: Tensor) -> Tensor:
-    """Draws, as float32 on the device of `like`."""
-    return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)

@@ -1,7 +1,7 @@
 """Brightness, contrast, saturation and hue as one matrix an image.
 
 Source: the four factors and their random order are those of torchvision's ColorJitter (Howard 2013, arXiv:1312.5402,
-section 2.1, has the first three); that they are matrices is Haeberli 1993, "Matrix operations for image processing".
+section 2.1, has the first three); how matrices become one is in `colour_map.py`.
 Two differences from torchvision: values are clipped to [0, 1] once, after all colour augmentations, instead of
 after each; and hue turns colours about the grey axis in YIQ, which keeps the luma and the amount of colour, where HSV
 keeps the largest of the three values and is not affine. Positive hue goes from red to yellow, as HSV's does.
@@ -10,12 +10,11 @@ keeps the largest of the three values and is not affine. Positive hue goes from 
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from pipelines.augment.base import ColourAugmentation, to_device, uniforms
+from pipelines.augment.base import ColourAugmentation, uniforms
+from pipelines.augment.colour_map import ColourMap
 from pipelines.randomness import Draws
 
 # ITU-R 601 luma, and the axes I and Q of NTSC.
@@ -55,10 +54,9 @@ class ColourJitter(ColourAugmentation):
         high = np.array([1 + self.brightness, 1 + self.contrast, 1 + self.saturation, self.hue])
         return low + (high - low) * drawn[:, :4], np.argsort(drawn[:, 4:], axis=1, kind="stable")
 
-    def matrices(self, means: Tensor, draws: Draws) -> Tensor:
-        linear, of_means = jitter_matrices(*self.factors(draws), channels=means.shape[1])
-        offset = (to_device(of_means, means) * means[:, None, :]).sum(2)
-        return torch.cat([to_device(linear, means), offset[:, :, None]], dim=2)
+    def colours(self, channels: int, draws: Draws) -> ColourMap:
+        linear, of_mean = jitter_matrices(*self.factors(draws), channels=channels)
+        return ColourMap(linear, of_mean, np.zeros(linear.shape[:2]))
 
 
 def jitter_matrices(

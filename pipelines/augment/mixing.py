@@ -1,4 +1,4 @@
-"""Join two samples and their labels: mixup and cutmix, on the device, and who is joined with whom.
+"""Join two samples and their labels: mixup and cutmix, as numbers for the device, and who is joined with whom.
 
 Sources: Zhang, Cisse, Dauphin & Lopez-Paz 2017 (mixup, arXiv:1710.09412), eq. 1; Yun et al. 2019 (CutMix,
 arXiv:1905.04899), eqs. 1-2. Both are label-mixing: the loss needs two labels and a share. Unlike the papers' code,
@@ -8,12 +8,10 @@ which draws one share a batch, each sample draws its own.
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from pipelines.augment.base import Mixing, Probability, to_device, uniforms
+from pipelines.augment.base import Mix, Mixing, Probability, uniforms
 from pipelines.augment.beta import symmetric_beta
 from pipelines.randomness import Draws, mix
 
@@ -30,12 +28,9 @@ class Mixup(Mixing):
     alpha: float = Field(default=0.2, ge=0.01, le=32.0)
     probability: Probability = 1.0
 
-    def mix(self, images: Tensor, partners: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        shares = symmetric_beta(self.alpha, draws.uniform(0))
-        share = to_device(np.where(draws.uniform(1) < self.probability, shares, 1.0), images)
-        # Not torch.lerp, whose rounding leaves an image at share 1 only nearly alone.
-        weight = share[:, None, None, None]
-        return images * weight + images[partners] * (1 - weight), share
+    def plan(self, size: tuple[int, int], draws: Draws, groups: Draws) -> Mix:  # noqa: ARG002
+        shares = np.where(draws.uniform(1) < self.probability, symmetric_beta(self.alpha, draws.uniform(0)), 1.0)
+        return Mix(shares, np.zeros((len(shares), 4), np.int64), shares)
 
 
 class Cutmix(Mixing):
@@ -49,16 +44,10 @@ class Cutmix(Mixing):
     alpha: float = Field(default=1.0, ge=0.01, le=32.0)
     probability: Probability = 1.0
 
-    def mix(self, images: Tensor, partners: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        height, width = images.shape[2:]
-        boxes = self.boxes((height, width), draws)
-        left, top, right, bottom = torch.from_numpy(boxes.T).to(images.device, non_blocking=True)[..., None, None, None]
-        x = torch.arange(width, device=images.device)
-        y = torch.arange(height, device=images.device)[:, None]
-        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    def plan(self, size: tuple[int, int], draws: Draws, groups: Draws) -> Mix:  # noqa: ARG002
+        boxes = self.boxes(size, draws)
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        share = to_device(1 - areas / (height * width), images)
-        return torch.where(inside, images[partners], images), share
+        return Mix(np.ones(len(boxes)), boxes, 1 - areas / (size[0] * size[1]))
 
     def boxes(self, size: tuple[int, int], draws: Draws) -> NDArray[np.int64]:
         """The rectangles: (N, 4) left, top, right, bottom, the last two excluded."""
@@ -75,6 +64,12 @@ class Cutmix(Mixing):
         boxes = np.stack(corners, axis=1)
         boxes[draws.uniform(3) >= self.probability] = 0
         return boxes
+
+
+def of_groups(positions: range, seed: int, epoch: int, number: int) -> Draws:
+    """Draws that all positions of a group of 8 share; the groups are those of `partners_of`."""
+    groups = np.arange(positions.start, positions.stop, positions.step) // GROUP
+    return Draws(mix("groups", seed), epoch, groups.astype(np.uint64), number)
 
 
 def partners_of(positions: range, seed: int, epoch: int, number: int) -> NDArray[np.int64]:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
-from torch import Tensor
 
 
 class Normalize(BaseModel):
@@ -27,8 +27,7 @@ class Normalize(BaseModel):
             raise ValueError(f"std: got {list(self.std)}, every value must be > 0.")
         return self
 
-    def scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The same as one multiplication and one addition on raw pixels: (1, C, 1, 1) each."""
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
-        return 1.0 / (255.0 * std), -mean / std
+    def scale_and_shift(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same as one multiplication and one addition on raw pixels: (C,) each."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return np.float32(1.0) / (np.float32(255.0) * std), -mean / std

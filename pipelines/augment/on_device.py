@@ -1,11 +1,18 @@
-"""The device's part of a program: colours and normalisation as one matrix an image, then mixing."""
+"""The device's part of a program: colours and normalisation as one matrix an image, then mixing.
 
+The only file of this folder that imports torch, which the processes that make the data do not need.
+"""
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.augment.mixing import partners_of
+from pipelines.augment.base import Mix
+from pipelines.augment.colour_map import ColourMap
+from pipelines.augment.mixing import of_groups, partners_of
 from pipelines.augment.normalize import Normalize
-from pipelines.augment.program import Keys, Pixels, Program
+from pipelines.augment.program import Keys, Program
 from pipelines.randomness import Draws
 
 
@@ -18,9 +25,11 @@ class DeviceProgram:
 
     def __init__(self, program: Program, channels: int, target_device: torch.device, *, channels_last: bool) -> None:
         normalize = program.normalize or Normalize(mean=(0.0,) * channels, std=(1.0,) * channels)
+        scale, shift = normalize.scale_and_shift()
         self._program = program
         self._channels_last = channels_last
-        self._scale, self._shift = normalize.scale_and_shift(target_device)
+        self._scale = torch.from_numpy(scale).to(target_device).view(1, -1, 1, 1)
+        self._shift = torch.from_numpy(shift).to(target_device).view(1, -1, 1, 1)
         self._white = 255.0 * self._scale + self._shift
 
     def __call__(
@@ -35,7 +44,8 @@ class DeviceProgram:
         """
         planes = pixels.permute(0, 3, 1, 2)
         if training and self._program.colour:
-            images = self._coloured(planes, self._program.colour_matrices(mean_pixels(pixels), seed, epoch, keys))
+            colours = self._program.colour.colours(pixels.shape[3], seed, epoch, keys)
+            images = self._coloured(planes, colour_matrices(colours, mean_pixels(pixels)))
         else:
             images = planes.to(torch.float32).mul_(self._scale).add_(self._shift)
             if not self._channels_last:
@@ -44,8 +54,9 @@ class DeviceProgram:
             return images, None, None
         number, mixing = self._program.mixing
         partners = torch.from_numpy(partners_of(positions, seed, epoch, number)).to(images.device, non_blocking=True)
-        mixed, share = mixing.mix(images, partners, Draws(seed, epoch, keys, number))
-        return mixed, partners, share
+        groups = of_groups(positions, seed, epoch, number)
+        plan = mixing.plan((images.shape[2], images.shape[3]), Draws(seed, epoch, keys, number), groups)
+        return mixed(images, partners, plan), partners, _to_device(plan.shares, images)
 
     def _coloured(self, planes: Tensor, matrices: Tensor) -> Tensor:
         # Plane by plane, whatever the order in the end: in NHWC the passes of `apply_matrices` take thrice as long.
@@ -56,6 +67,19 @@ class DeviceProgram:
         images = apply_matrices(values, linear, offset)
         torch.minimum(torch.maximum(images, self._shift, out=images), self._white, out=images)
         return images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
+
+
+def colour_matrices(colours: ColourMap, means: Tensor) -> Tensor:
+    """The change of each image as one matrix, given the mean of its pixels: out = m[:, :C] @ pixel + m[:, C].
+
+    Shapes: means (N, C) -> (N, C, C + 1), on the device of `means`.
+    """
+    channels = means.shape[1]
+    terms = np.concatenate([colours.linear, colours.of_mean, colours.constant[:, :, None]], axis=2)
+    moved = _to_device(terms, means)
+    # A sum instead of a matrix product, whose rounding may depend on the batch and on TF32.
+    of_mean = (moved[:, :, channels : 2 * channels] * means[:, None, :]).sum(2, keepdim=True)
+    return torch.cat([moved[:, :, :channels], of_mean + moved[:, :, 2 * channels :]], dim=2)
 
 
 def apply_matrices(values: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
@@ -80,16 +104,26 @@ def mean_pixels(pixels: Tensor) -> Tensor:
     return (pixels.sum((1, 2), dtype=torch.int64).to(torch.float64) / num).to(torch.float32)
 
 
-def colour_on_cpu(program: Program, images: Pixels, seed: int, epoch: int, keys: Keys) -> Pixels:
-    """What a program's colour augmentations make of images, to look at: uint8, within one grey level of the device's.
+def mixed(images: Tensor, partners: Tensor, plan: Mix) -> Tensor:
+    """Join images[i] with images[partners[i]] as planned; `images` is left alone.
 
-    Shapes: (N, H, W, C) -> (N, H, W, C).
+    Shapes: images (N, C, H, W) float, partners (N,) int64 -> (N, C, H, W), in the memory order of `images`.
     """
-    if not program.colour:
-        return images
-    pixels = torch.from_numpy(images.copy())
-    channels = images.shape[3]
-    matrices = program.colour_matrices(mean_pixels(pixels), seed, epoch, keys)
-    values = pixels.permute(0, 3, 1, 2).to(torch.float32)
-    changed = apply_matrices(values, matrices[:, :, :channels], 255.0 * matrices[:, :, channels:])
-    return changed.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    result, others = images, images[partners]
+    if (plan.weights < 1.0).any():
+        # Not torch.lerp, whose rounding leaves an image at weight 1 only nearly alone.
+        weight = _to_device(plan.weights, images)[:, None, None, None]
+        result = images * weight + others * (1 - weight)
+    if plan.boxes.any():
+        boxes = torch.from_numpy(plan.boxes.T.copy()).to(images.device, non_blocking=True)
+        left, top, right, bottom = boxes[..., None, None, None]
+        x = torch.arange(images.shape[3], device=images.device)
+        y = torch.arange(images.shape[2], device=images.device)[:, None]
+        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+        result = torch.where(inside, others, result)
+    return result
+
+
+def _to_device(values: NDArray[np.float64], like: Tensor) -> Tensor:
+    """Numbers as float32 on the device of `like`."""
+    return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)

@@ -7,12 +7,11 @@ section 4.1; normal draws by Box & Muller 1958.
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, Strict
-from torch import Tensor
 
-from pipelines.augment.base import ColourAugmentation, to_device, uniforms
+from pipelines.augment.base import ColourAugmentation, uniforms
+from pipelines.augment.colour_map import ColourMap
 from pipelines.randomness import Draws
 
 Triple = Annotated[tuple[float, float, float], Strict(False)]
@@ -41,9 +40,10 @@ class PcaColour(ColourAugmentation):
         added: NDArray[np.float64] = (alphas * np.array(self.eigenvalues)) @ np.array(self.eigenvectors).T
         return added
 
-    def matrices(self, means: Tensor, draws: Draws) -> Tensor:
-        one = torch.eye(3, device=means.device).expand(len(means), 3, 3)
-        return torch.cat([one, to_device(self.offsets(draws), means)[:, :, None]], dim=2)
+    def colours(self, channels: int, draws: Draws) -> ColourMap:
+        offsets = self.offsets(draws)
+        one = np.tile(np.eye(channels), (len(offsets), 1, 1))
+        return ColourMap(one, np.zeros_like(one), offsets)
 
 
 def normals(draws: Draws, num: int) -> NDArray[np.float64]:

@@ -1,21 +1,21 @@
 """An experiment's list of augmentations, checked and compiled into what runs where.
 
 On the CPU: the framing, as boxes for the decoder; then changes of uint8 pixels, consecutive geometric ones with the
-same border fused into one resampling. On the device (`on_device.py`): all colour augmentations and `normalize` as
-one matrix an image, then mixing. Each augmentation draws by its index in the experiment's list, so fusing changes no
-draw.
+same border fused into one resampling, consecutive colours into one matrix an image. On the device (`on_device.py`):
+the other colour augmentations and `normalize` as one matrix an image, then mixing. Each augmentation draws by its index
+in the experiment's list, so fusing changes no draw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import groupby, pairwise
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipelines.augment.base import ColourAugmentation, CpuAugmentation, Framing, Mixing
+from pipelines.augment.colour_map import ColourMap
 from pipelines.augment.framing import CenterCrop
 from pipelines.augment.geometry import Geometric, apply_as_one
 from pipelines.augment.normalize import Normalize
@@ -27,7 +27,7 @@ Keys = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class CpuStep:
+class PixelStep:
     """One pass over the pixels: an augmentation, or several geometric ones. `first`: the index of the first of them."""
 
     first: int
@@ -39,17 +39,45 @@ class CpuStep:
             return self.augmentations[0].apply(images, draws[0])
         return apply_as_one([a for a in self.augmentations if isinstance(a, Geometric)], images, draws)
 
+    def __str__(self) -> str:
+        names = " + ".join(a.name for a in self.augmentations)
+        return f"{names}, as one resampling" if len(self.augmentations) > 1 else names
+
+
+@dataclass(frozen=True)
+class ColourStep:
+    """Colour augmentations that follow each other, as one matrix an image. `first`: the index of the first of them."""
+
+    first: int
+    augmentations: tuple[ColourAugmentation, ...]
+
+    def colours(self, channels: int, seed: int, epoch: int, keys: Keys) -> ColourMap:
+        """All of them as one change of colours, for images of `channels`."""
+        each = (a.colours(channels, Draws(seed, epoch, keys, self.first + i)) for i, a in enumerate(self.augmentations))
+        return reduce(ColourMap.then, each)
+
+    def apply(self, images: Pixels, seed: int, epoch: int, keys: Keys) -> Pixels:
+        return self.colours(images.shape[3], seed, epoch, keys).apply(images)
+
+    def __str__(self) -> str:
+        return f"{self.names}, as one matrix an image, clipped once"
+
+    @property
+    def names(self) -> str:
+        return " + ".join(a.name for a in self.augmentations)
+
 
 @dataclass(frozen=True)
 class Program:
     """What is done to samples, in order. Numbers are indexes in the experiment's list.
 
     `framing`: of training; evaluation's is the central square, unless training's draws nothing and serves both.
+    `colour`: what of the colours is done on the device; the rest is in `cpu`.
     """
 
     framing: Framing
-    cpu: tuple[CpuStep, ...]
-    colour: tuple[tuple[int, ColourAugmentation], ...]
+    cpu: tuple[PixelStep | ColourStep, ...]
+    colour: ColourStep | None
     normalize: Normalize | None
     mixing: tuple[int, Mixing] | None
 
@@ -70,32 +98,19 @@ class Program:
             images = step.apply(images, seed, epoch, keys)
         return np.ascontiguousarray(images)
 
-    def colour_matrices(self, means: Tensor, seed: int, epoch: int, keys: Keys) -> Tensor:
-        """All colour augmentations as one matrix an image, for pixels in [0, 1]; `normalize` is not in it.
+    def apply_device_colour(self, images: Pixels, seed: int, epoch: int, keys: Keys) -> Pixels:
+        """What the device's colours make of a batch, on the CPU, to look at: within one grey level of the device's.
 
-        Shapes: means (N, C) of the pixels before -> (N, C, C + 1), on the device of `means`.
+        Shapes: (N, H, W, C) -> (N, H, W, C); `images` itself if there are none.
         """
-        channels = means.shape[1]
-        total = torch.eye(channels, channels + 1, device=means.device).expand(len(means), -1, -1)
-        for number, augmentation in self.colour:
-            matrices = augmentation.matrices(means, Draws(seed, epoch, keys, number))
-            linear, offset = matrices[:, :, :channels], matrices[:, :, channels:]
-            # Sums instead of matrix products, whose rounding may depend on the batch and on TF32.
-            total = (linear[:, :, :, None] * total[:, None, :, :]).sum(2)
-            total[:, :, channels] += offset[:, :, 0]
-            means = (linear * means[:, None, :]).sum(2) + offset[:, :, 0]
-        return total
+        return self.colour.apply(images, seed, epoch, keys) if self.colour else images
 
     def describe(self) -> list[str]:
         """What runs where, a line for each pass."""
-        lines = [f"decoder: {self.framing.name}"]
-        for step in self.cpu:
-            names = " + ".join(a.name for a in step.augmentations)
-            lines.append(f"CPU: {names}{', as one resampling' if len(step.augmentations) > 1 else ''}")
+        lines = [f"decoder: {self.framing.name}", *(f"CPU: {step}" for step in self.cpu)]
         last = "normalize" if self.normalize else "division by 255"
         if self.colour:
-            names = " + ".join([*(a.name for _, a in self.colour), last])
-            lines.append(f"device: {names}, as one matrix an image, clipped once")
+            lines.append(f"device: {self.colour.names} + {last}, as one matrix an image, clipped once")
         else:
             lines.append(f"device: {last}, as one multiplication and one addition")
         if self.mixing:
@@ -111,15 +126,12 @@ def compile_program(augment: Sequence[Entry]) -> Program:
     _check_order(augment)
     numbered = list(enumerate(augment))
     framing = augment[0] if augment and isinstance(augment[0], Framing) else CenterCrop()
-    cpu = [(number, entry) for number, entry in numbered if isinstance(entry, CpuAugmentation)]
-    steps = []
-    for _, members in groupby(cpu, key=_fusion_key):
-        group = list(members)
-        steps.append(CpuStep(group[0][0], tuple(entry for _, entry in group)))
+    colour = [(number, entry) for number, entry in numbered if isinstance(entry, ColourAugmentation)]
+    on_device = [(number, entry) for number, entry in colour if entry.where == "device"]
     return Program(
         framing,
-        tuple(steps),
-        tuple((number, entry) for number, entry in numbered if isinstance(entry, ColourAugmentation)),
+        tuple(_cpu_steps(augment)),
+        ColourStep(on_device[0][0], tuple(entry for _, entry in on_device)) if on_device else None,
         next((entry for entry in augment if isinstance(entry, Normalize)), None),
         next(((number, entry) for number, entry in numbered if isinstance(entry, Mixing)), None),
     )
@@ -141,8 +153,20 @@ def check_forms(augment: Sequence[Entry], channels: int, image_size: int) -> Non
             )
 
 
-def _fusion_key(numbered: tuple[int, CpuAugmentation]) -> tuple[object, ...]:
+def _cpu_steps(augment: Sequence[Entry]) -> Iterator[PixelStep | ColourStep]:
+    on_cpu = [(number, entry) for number, entry in enumerate(augment) if _kind(entry) == _ON_CPU]
+    for _, members in groupby(on_cpu, key=_fusion_key):
+        (first, *_), entries = zip(*members, strict=True)
+        if isinstance(entries[0], ColourAugmentation):
+            yield ColourStep(first, entries)
+        else:
+            yield PixelStep(first, entries)
+
+
+def _fusion_key(numbered: tuple[int, Entry]) -> tuple[object, ...]:
     number, entry = numbered
+    if isinstance(entry, ColourAugmentation):
+        return ("colour",)
     return (entry.border, entry.fill) if isinstance(entry, Geometric) else (number,)
 
 
@@ -154,6 +178,7 @@ _KINDS: tuple[tuple[type, str], ...] = (
     (Normalize, "what is mixed is normalised"),
     (Mixing, ""),
 )
+_ON_CPU, _COLOUR = 1, 2
 _ONLY_ONE = (Framing, Mixing)
 
 
@@ -169,15 +194,20 @@ def _check_order(augment: Sequence[Entry]) -> None:
     for index, (entry, following) in enumerate(pairwise(augment), 1):
         here, after = _kind(entry), _kind(following)
         if after < here:
+            instead = f", or set where: cpu of {entry.name}" if (after, here) == (_ON_CPU, _COLOUR) else ""
             raise ValueError(
                 f"augment.{index}: got {following.name} after {entry.name}, must come before it, because "
-                f"{_KINDS[after][1]}. Move it up."
+                f"{_KINDS[after][1]}. Move it up{instead}."
             )
         if after == here and isinstance(entry, _ONLY_ONE):
+            instead = ", or let random_mixing choose" if isinstance(entry, Mixing) else ""
             raise ValueError(
-                f"augment.{index}: got {following.name} beside {entry.name}, must be one of the two. Remove the other."
+                f"augment.{index}: got {following.name} beside {entry.name}, must be one of the two. Remove the "
+                f"other{instead}."
             )
 
 
 def _kind(entry: Entry) -> int:
+    if isinstance(entry, ColourAugmentation) and entry.where == "cpu":
+        return _ON_CPU
     return next(place for place, (kind, _) in enumerate(_KINDS) if isinstance(entry, kind))

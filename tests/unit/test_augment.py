@@ -134,7 +134,7 @@ def test_all_places_of_a_crop_are_equally_likely() -> None:
 def test_normalize_is_torchvisions(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Tolerance: four roundings of 2^-24 on terms no larger than (1 + mean) / std."""
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, len(mean), 16, 16)
-    scale, shift = Normalize(mean=mean, std=std).scale_and_shift(torch.device("cpu"))
+    scale, shift = (torch.from_numpy(x)[:, None, None] for x in Normalize(mean=mean, std=std).scale_and_shift())
     result = values.to(torch.float32) * scale + shift
     expected = v2.Normalize(mean, std)(functional.to_dtype(values, torch.float64, scale=True))
     largest = max((1 + m) / s for m, s in zip(mean, std, strict=True))

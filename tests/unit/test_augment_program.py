@@ -10,7 +10,7 @@ from augment_samples import draws_for, keys_for, random_images, smooth_image
 from pydantic import ValidationError
 
 from pipelines.augment.affine import Rotate, Shear
-from pipelines.augment.base import CpuAugmentation, Framing, Mixing
+from pipelines.augment.base import ColourAugmentation, CpuAugmentation, Framing, Mixing
 from pipelines.augment.colour import ColourJitter
 from pipelines.augment.crop import RandomCrop
 from pipelines.augment.elastic import Elastic
@@ -21,6 +21,7 @@ from pipelines.augment.geometry import Geometric, apply_as_one
 from pipelines.augment.mixing import Mixup, partners_of
 from pipelines.augment.normalize import Normalize
 from pipelines.augment.on_device import DeviceProgram
+from pipelines.augment.on_device import mixed as joined
 from pipelines.augment.program import compile_program
 from pipelines.augment.tone import Invert
 from pipelines.config import Augmentation, PipelineConfig
@@ -174,9 +175,10 @@ def test_what_is_mixed_is_normalised_and_partners_come_from_positions() -> None:
     assert partners is not None
     assert share is not None
     assert partners.tolist() == partners_of(range(40, 56), 5, 1, 1).tolist()
-    expected, shares = Mixup(alpha=1.0).mix(plain, partners, Draws(5, 1, keys, 1))
-    assert torch.equal(mixed, expected)
-    assert torch.equal(share, shares)
+    plan = Mixup(alpha=1.0).plan((4, 4), Draws(5, 1, keys, 1), Draws(0, 0, keys, 0))
+    assert torch.equal(mixed, joined(plain, partners, plan))
+    assert share.dtype == torch.float32
+    assert np.array_equal(share.numpy(), plan.shares.astype(np.float32))
 
 
 def test_evaluation_sees_the_central_square_unless_training_does_otherwise_without_drawing() -> None:
@@ -211,6 +213,7 @@ def test_the_page_names_every_augmentation_and_where_it_runs() -> None:
     for name, kind in KINDS.items():
         where = "CPU, fused" if issubclass(kind, Geometric) else "CPU" if issubclass(kind, CpuAugmentation) else None
         where = "decoder" if issubclass(kind, Framing) else "device" if issubclass(kind, Mixing) else where
+        where = "device or CPU, one matrix" if issubclass(kind, ColourAugmentation) else where
         assert table[name][1] == (where or "device, one matrix"), name
         assert (table[name][2] == "mixed") == issubclass(kind, Mixing), name
 

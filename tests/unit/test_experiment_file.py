@@ -38,7 +38,7 @@ strategy:
   workers: 2
 """
 
-AUGMENTATIONS = "one of 33 augmentations (docs/augmentation.md)"
+AUGMENTATIONS = "one of 34 augmentations (docs/augmentation.md)"
 FORMS = f"{AUGMENTATIONS}, with options as {{NAME: {{...}}}} or {{name: NAME, ...}}"
 TAG = "got the tag {}, must be a plain value. Remove the tag."
 
@@ -124,7 +124,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     ),
     "unknown augmentation with options": (
         "random_crop:", "random_crp:",
-        ["9: data.augment.0.random_crp: unknown, must be one of 33 names; did you mean random_crop?"],
+        ["9: data.augment.0.random_crp: unknown, must be one of 34 names; did you mean random_crop?"],
     ),
     "augmentation without its options": (
         "random_crop: {padding: 1}", "random_crop",

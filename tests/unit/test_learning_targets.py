@@ -60,7 +60,7 @@ def overrides(folder: Path, kind: str, *more: str) -> list[str]:
     source = f"parquet:{write(folder / 'x.parquet', kind)}?val_fraction=0.25"
     return [
         f"data.train={source}", f"data.val={source}", f"run.folder={folder / 'run'}", "strategy.workers=0",
-"model.options={width: 8}", "data.channels=3",
+        "model.options={width: 8}", "data.channels=3",
         "data.augment=[{normalize: {mean: [0.5, 0.1, 0.5], std: [0.25, 0.25, 0.25]}}]",
         "train.epochs=6", "train.global_batch=20", "train.schedule.warmup_epochs=0", "train.label_smoothing=0",
         "train.optimizer={name: adamw, lr: 0.01}", *more,

@@ -226,7 +226,7 @@ class CheckpointConfig(Section):
 
     `every_steps`: optimizer steps between commits inside an epoch; 0 commits only at the end of each epoch,
         where a run always commits.
-    `keep`: the newest commits to keep, beside the best in validation (docs/data.md: by which figure).
+    `keep`: the newest commits to keep, beside the best in validation (docs/data.md says by which figure).
     """
 
     every_steps: int = Field(default=0, ge=0)

@@ -11,6 +11,7 @@ from orchestrator.config.mistake import show
 from orchestrator.errors import InputError
 from pipelines.layout import steps_per_chunk
 from pipelines.order import Epoch
+from pipelines.targets import Target
 
 BYTES_PER_WEIGHT = 4
 PIPELINE_SHARE = 0.25  # of the CPUs, where training itself runs on them
@@ -38,20 +39,21 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much there is to read: samples to train on and to validate on, and classes."""
+    """How much there is to read: samples to train on and to validate on, and what their labels are."""
 
     num_train: int
     num_val: int
-    num_classes: int
+    target: Target
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who does what. Sizes in bytes, CPUs as Ray counts them (fractions of one are allowed).
+    """Who does what, to learn which target. Sizes in bytes, CPUs as Ray counts them (fractions are allowed).
 
     `train_actors`: at least and at most how many make the training samples.
     """
 
+    target: Target
     device: str
     workers: int
     min_workers: int
@@ -101,6 +103,7 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
     chunk_bytes = chunk_steps * share * sample_bytes
     prefetched = min(max(1, experiment.data.prefetch_mib * 2**20 // chunk_bytes), MAX_PREFETCHED)
     return Plan(
+        target=data.target,
         device="cuda" if use_gpu else "cpu",
         workers=strategy.max_workers,
         min_workers=strategy.min_workers,

@@ -8,6 +8,7 @@ from orchestrator.config.load import load_experiment
 from orchestrator.errors import InputError
 from orchestrator.explain import explain_plan
 from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
+from pipelines.targets import Target
 from tests.conftest import DIGITS
 
 MODEL = ModelSize(num_parameters=1000, activations_per_sample=1000, flops_per_sample=1000)
@@ -15,7 +16,7 @@ MODEL = ModelSize(num_parameters=1000, activations_per_sample=1000, flops_per_sa
 
 def plan(actors: str, resources: Resources, workers: int = 1) -> Plan:
     overrides = [f"data.actors={actors}", f"strategy.workers={workers}", f"train.global_batch={64 * max(workers, 1)}"]
-    return make_plan(load_experiment(DIGITS, overrides), resources, DataSize(1437, 360, 10), MODEL)
+    return make_plan(load_experiment(DIGITS, overrides), resources, DataSize(1437, 360, Target("class", 10)), MODEL)
 
 
 def claimed(made: Plan, train_actors: int) -> float:

@@ -14,6 +14,7 @@ from orchestrator.models.zoo import check_model
 from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
 from orchestrator.run_folder import RunFolder
 from orchestrator.worker import Setup
+from pipelines.augment.trial import try_functions
 from pipelines.order import Epoch
 from pipelines.produce import Recipe
 from pipelines.sources import Source, Split, check_same_classes, open_source
@@ -83,6 +84,10 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
             f"data.window: got {data.window}, must be 0 with data.train={data.train}, whose samples do not lie "
             "in a row. Leave it out, or pack them: convoy pack."
         )
+    try:
+        try_functions(data.augment, data.channels, data.image_size)
+    except ValueError as error:
+        raise InputError(f"data.{error}") from error
     model = measure(experiment.model, num_classes=num_classes, channels=data.channels, image_size=data.image_size)
     size = DataSize(len(train.listing), len(val.listing), num_classes)
     return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)

@@ -5,6 +5,12 @@ on hardware and versions. Nothing here is a test; no test has a time limit that 
 
 measure      turns, ratios, the machine, files and charts
 plain_ddp    what a user would write instead of Convoy: torch, DistributedDataParallel, in-memory batches
+photos       the images they read: folders of photos repeated, CIFAR-10 unpacked, tars
 decode       CPU time of a random crop from an encoded photo, and of five other decoders
+disk         small files against packed shards, cold and warm
 overhead     images/s of the strategy sync over plain_ddp
+overlap      a run's time over the longer of pipeline and step; whether it tells its wait truly
+pipeline     the input pipeline against its limit and against other ways; the ways themselves:
+  pipeline_arms     what needs nothing but Convoy and its dependencies
+  pipeline_peers    WebDataset, SPDL, DALI, where they are installed
 """

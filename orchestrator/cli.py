@@ -4,6 +4,7 @@ Exit codes: 0 the run finished or was stopped and committed; 1 it failed, or dat
 2 the input cannot work; 130 interrupted before there was anything to commit, or while data was looked at or packed.
 """
 
+import ast
 import json
 import os
 import subprocess
@@ -171,14 +172,19 @@ def preview(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as overhead or pipeline; then its options.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as overhead or pipeline; then its options.")] = "",
 ) -> None:
-    """Run a benchmark of the repository, benchmarks/NAME.py; its options: convoy bench NAME -- --help."""
+    """List the repository's benchmarks, or run one: benchmarks/NAME.py. Its options: convoy bench NAME -- --help."""
     folder = Path(__file__).parent.parent / "benchmarks"
-    names = sorted(path.stem for path in folder.glob("*.py") if "__main__" in path.read_text())
-    if name not in names:
-        there = f"must be {either(names)}" if names else "but there are none beside this installation"
-        raise InputError(f"NAME: got {name}, {there}. Run it in a clone of the repository.")
+    texts = {path.stem: path.read_text() for path in sorted(folder.glob("*.py"))}
+    about = {stem: ast.get_docstring(ast.parse(text)) or "" for stem, text in texts.items() if "__main__" in text}
+    if not name and about:
+        for stem, docstring in about.items():
+            print(f"{stem:12}{docstring.splitlines()[0]}")
+        return
+    if name not in about:
+        there = f"must be {either(list(about))}" if about else "but there are none beside this installation"
+        raise InputError(f"NAME: got {name or 'none'}, {there}. Run it in a clone of the repository.")
     raise typer.Exit(subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *context.args], cwd=folder.parent))
 
 

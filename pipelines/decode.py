@@ -66,19 +66,21 @@ def decode_box(
     channels: int,
     *,
     resize: Resize = "antialias",
+    into: Pixels | None = None,
 ) -> Pixels:
     """Decode the part of an image that `box` holds, convert to grey or RGB, and scale it to a square.
 
     `box` is (left, top, width, height) in pixels of the upright image, None the central square. Its edges are rounded
     to whole pixels, and of a JPEG that is decoded at 1/2, 1/4 or 1/8 to whole pixels at that scale: at most 1/4 of a
     pixel of the result. A part of the right size is not resized.
-    Shapes: encoded bytes or (h, w, 1 or 3) -> (image_size, image_size, channels), maybe the array given.
+    Shapes: encoded bytes or (h, w, 1 or 3) -> (image_size, image_size, channels), maybe the array given, or `into`,
+    which may be taken for the result.
     Raises: UndecodableImage if the bytes are damaged, no image, too many pixels, or pixels without a fixed range;
     ValueError if the box is not inside the image.
     """
     if isinstance(content, np.ndarray):
         area = _whole_pixels(box, size_of(content))
-        return resized(_convert_array(_cut(content, area), channels), image_size, resize)
+        return resized(_convert_array(_cut(content, area), channels), image_size, resize, into=into)
     if is_jpeg(content):
         header = _jpeg_header(content)
         area = stored_box(_whole_pixels(box, header.size), header.size, header.orientation)
@@ -87,7 +89,7 @@ def decode_box(
         else:
             with _undecodable(content):
                 part = _loaded_box(_opened(content), area, channels)
-        return turned(resized(part, image_size, resize), header.orientation)
+        return turned(resized(part, image_size, resize, into=into), header.orientation)
     with _undecodable(content):
         image = _opened(content)
         image.load()  # first, so that no damage to the pixels hides behind the tolerance for EXIF
@@ -96,7 +98,7 @@ def decode_box(
     area = stored_box(_whole_pixels(box, size), size, orientation)
     with _undecodable(content):
         part = _loaded_box(image, area, channels)
-    return turned(resized(part, image_size, resize), orientation)
+    return turned(resized(part, image_size, resize, into=into), orientation)
 
 
 def decode(content: bytes | Pixels, image_size: int, channels: int) -> Pixels:

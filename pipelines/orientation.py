@@ -64,6 +64,8 @@ def stored_box(box: Box, upright: tuple[int, int], orientation: int) -> Box:
 
 def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Stored pixels, upright. Shapes: (h, w, C) -> (h, w, C) or (w, h, C)."""
+    if orientation == UPRIGHT and pixels.flags.c_contiguous:
+        return pixels
     turn = _TURNS[orientation]
     if turn.transpose:
         pixels = pixels.swapaxes(0, 1)

@@ -13,6 +13,7 @@ Memory: about twice `shard_bytes` for each process.
 
 import io
 import json
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -25,7 +26,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -209,8 +209,8 @@ class _Process:
 
 def _start(packer: _Packer, counter: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and sets `stop`
-    torch.set_num_threads(1)  # processes times threads would be more than there are CPUs
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(1)  # processes times threads would be more than there are CPUs
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch's, if resize.py has to import it
     _Process.packer, _Process.counter, _Process.stop = packer, counter, stop
 
 

@@ -112,12 +112,16 @@ class Recipe:
         read = list(sizes)
         boxes = self._boxes(np.array([sizes[i] for i in read], np.int64).reshape(-1, 2), indices[read], epoch)
         for i, box in zip(read, boxes.tolist(), strict=True):
+            row = images[i]
             try:
-                images[i] = decode_box(
-                    contents[i], tuple(box), images.shape[1], images.shape[3], resize=self.config.resize
+                pixels = decode_box(
+                    contents[i], tuple(box), row.shape[0], row.shape[2], resize=self.config.resize, into=row
                 )
             except UNREADABLE as error:
                 failed[i] = str(error)
+                continue
+            if pixels is not row:
+                row[...] = pixels
         return failed
 
     def _boxes(self, sizes: NDArray[np.int64], indices: NDArray[np.int64], epoch: int) -> NDArray[np.float64]:

@@ -1,4 +1,5 @@
 """C sources with a plain C ABI, compiled on the machine that uses them.
 
 build.py       compiles a source at first use, keeps the library, loads it
+resize.c       uint8 pixels to another size, filtered
 """

@@ -9,6 +9,7 @@ from orchestrator.config.experiment import Experiment
 from orchestrator.errors import InputError
 from pipelines.layout import steps_per_chunk
 from pipelines.order import Epoch
+from pipelines.targets import Target
 
 BYTES_PER_WEIGHT = 4
 PIPELINE_SHARE = 0.25  # of the CPUs, where training itself runs on them
@@ -37,17 +38,18 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much there is to read: samples to train on and to validate on, and classes."""
+    """How much there is to read: samples to train on and to validate on, and what their labels are."""
 
     num_train: int
     num_val: int
-    num_classes: int
+    target: Target
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who does what. Sizes in bytes, CPUs as Ray counts them (fractions of one are allowed)."""
+    """Who does what, to learn which target. Sizes in bytes, CPUs as Ray counts them (fractions are allowed)."""
 
+    target: Target
     device: str
     workers: int
     min_workers: int
@@ -97,6 +99,7 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
     chunk_bytes = chunk_steps * share * sample_bytes
     prefetched = min(max(1, experiment.data.prefetch_mib * 2**20 // chunk_bytes), MAX_PREFETCHED)
     return Plan(
+        target=data.target,
         device="cuda" if use_gpu else "cpu",
         workers=strategy.max_workers,
         min_workers=strategy.min_workers,

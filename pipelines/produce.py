@@ -16,6 +16,7 @@ from pipelines.order import order, windowed_order
 from pipelines.quarantine import MAX_SUBSTITUTES, Replaced, substitute
 from pipelines.randomness import Draws
 from pipelines.sources import Source
+from pipelines.targets import Labels
 
 UNREADABLE = (UndecodableImage, OSError)
 
@@ -24,13 +25,14 @@ _BYTES_AT_ONCE = 2**20  # as large as a core's second cache, or twice that
 
 @dataclass(frozen=True)
 class Samples:
-    """Shapes: images (n, H, W, C) uint8, labels (n,) int64, keys (n,) uint64, crc32 (n,) uint32 of the images, or None.
+    """Shapes: images (n, H, W, C) uint8, labels (n, ...) as the source's target, keys (n,) uint64, crc32 (n,) uint32 of
+    the images, or None.
 
     `keys` address the samples for random draws. `replaced`: those that could not be read; what is here replaces them.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: Labels
     keys: NDArray[np.uint64]
     crc32: NDArray[np.uint32] | None
     replaced: tuple[Replaced, ...] = ()
@@ -110,8 +112,11 @@ class Recipe:
         contents: dict[int, bytes | Pixels] = {}
         sizes: dict[int, tuple[int, int]] = {}
         failed: dict[int, str] = {}
+        refused = self.source.listing.refused
         for i in wanted:
             try:
+                if int(indices[i]) in refused:
+                    raise UndecodableImage(refused[int(indices[i])])
                 contents[i] = self.source.read(int(indices[i]))
                 sizes[i] = size_of(contents[i])
             except UNREADABLE as error:

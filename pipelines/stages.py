@@ -141,8 +141,8 @@ class ChunkMaker:
     """Makes chunk number i as arrays: what an actor yields and a loader takes apart.
 
     Shapes: address (4,) epoch, first step, steps, rank; images (steps_per_chunk, share, H, W, C) uint8;
-    labels, keys and, if the recipe has checksums, crc32 (steps_per_chunk, share). Padding is zero. replaced (): the
-    samples that could not be read and what replaces them, as JSON.
+    labels (steps_per_chunk, share, ...); keys and, if the recipe has checksums, crc32 (steps_per_chunk, share). Padding
+    is zero. replaced (): the samples that could not be read and what replaces them, as JSON.
     """
 
     recipe: Recipe
@@ -156,7 +156,7 @@ class ChunkMaker:
         arrays = {
             "address": np.array([chunk.epoch, chunk.first_step, chunk.num_steps, chunk.rank]),
             "images": np.empty((*rows, *self.sample_shape), np.uint8),
-            "labels": np.zeros(rows, np.int64),
+            "labels": self.recipe.source.listing.target.zeros(rows),
             "keys": np.zeros(rows, np.uint64),
         }
         if self.recipe.checksums:

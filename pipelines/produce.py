@@ -88,7 +88,7 @@ class Recipe:
         return ids
 
     def _augment(self, images: Pixels, epoch: int, keys: NDArray[np.uint64]) -> None:
-        """Augment images in place, a few at a time: what is made on the way stays in cache, and its memory is reused."""
+        """Augment images in place, a few at a time: what is made on the way stays in cache, its memory is reused."""
         few = max(1, _BYTES_AT_ONCE // max(1, images[:1].nbytes))
         for start in range(0, len(images), few):
             part = images[start : start + few]

@@ -15,6 +15,7 @@ from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
 from orchestrator.run_folder import RunFolder
 from orchestrator.training.tasks import check_loss
 from orchestrator.worker import Setup
+from pipelines.augment.trial import try_functions
 from pipelines.listing import check_same_targets
 from pipelines.order import Epoch
 from pipelines.produce import Recipe
@@ -85,6 +86,10 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
             f"data.window: got {data.window}, must be 0 with data.train={data.train}, whose samples do not lie "
             "in a row. Leave it out, or pack them: convoy pack."
         )
+    try:
+        try_functions(data.augment, data.channels, data.image_size)
+    except ValueError as error:
+        raise InputError(f"data.{error}") from error
     model = measure(experiment.model, num_classes=target.width, channels=data.channels, image_size=data.image_size)
     size = DataSize(len(train.listing), len(val.listing), target)
     return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)

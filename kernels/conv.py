@@ -9,7 +9,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import direct
+from kernels import direct, winograd
 from kernels.shapes import IntOrPair
 
 
@@ -32,6 +32,7 @@ class Algorithm(Protocol):
 ALGORITHMS: dict[str, Algorithm] = {
     "vendor": F.conv2d,  # what PyTorch chooses: cuDNN, oneDNN, ...
     "direct": direct.conv2d,
+    "winograd": winograd.conv2d,
 }
 
 

@@ -8,13 +8,12 @@ rounded once.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from kernels.passes import Passes, convolve
 from kernels.shapes import ConvShape, IntOrPair
 
 
@@ -32,8 +31,7 @@ def conv2d(
     Shapes: input (N, C, H, W), weight (K, C / groups, R, S), bias (K,) -> (N, K, H', W').
     """
     shape = ConvShape.of(input, weight, stride, padding, dilation, groups)
-    output: Tensor = _Direct.apply(input, weight, shape)
-    return output if bias is None else output + bias.view(1, -1, 1, 1)
+    return convolve(PASSES, input, weight, bias, shape)
 
 
 def forward(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
@@ -71,6 +69,9 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     return filters.reshape(shape.weight_size).to(input.dtype)
 
 
+PASSES = Passes(forward, input_gradient, weight_gradient)
+
+
 def _taps(shape: ConvShape) -> Iterator[tuple[int, int, slice, slice]]:
     """Each filter position with the rows and columns of the padded image that it meets."""
     for r in range(shape.r):
@@ -100,22 +101,3 @@ def _grouped_filters(weight: Tensor, shape: ConvShape) -> Tensor:
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-class _Direct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-        ctx.save_for_backward(input, weight)
-        ctx.shape = shape
-        return forward(input, weight, shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        input, weight = ctx.saved_tensors
-        needs_input, needs_weight, _ = ctx.needs_input_grad
-        return (
-            input_gradient(grad_output, weight, ctx.shape) if needs_input else None,
-            weight_gradient(grad_output, input, ctx.shape) if needs_weight else None,
-            None,
-        )

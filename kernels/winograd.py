@@ -5,7 +5,7 @@ native/winograd.c; whatever else, and a machine without a compiler, the same for
 read. The input's gradient is the same convolution of the output's gradient with rotated filters; the weight's gradient
 is F(3x3, 4x4), filters of 4 x 4 gradients over tiles of 6 x 6 pixels.
 
-Results differ from the definition's by rounding, some 5 times as much (fp32, relative to the largest result about 1e-6).
+Results differ from the definition's by rounding, some 5 times as much as the vendor's: fp32, about 1e-6 of the largest.
 
 Source: Lavin & Gray 2015 (arXiv:1509.09308), section 4; points: `winograd_points.py`.
 """

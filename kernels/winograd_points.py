@@ -12,10 +12,11 @@ x_0 .. x_{n-2} and infinity, n = m + r - 1. With N(x) = (x - x_0) ... (x - x_{n-
     A^T: column j has x_j^i,                             the last column 0 .. 0 1
 
 Source: Winograd 1980, "Arithmetic Complexity of Computations"; Toom-Cook's form transposed, as in Lavin & Gray 2015
-(arXiv:1509.09308), section 4.1. That points other than 0, 1, -1, 2, -2 give less error: Barabasz, Anderson, Soodhalter &
-Gregg 2020 (arXiv:1803.10986).
+(arXiv:1509.09308), section 4.1. That points other than 0, 1, -1, 2, -2 give less error: Barabasz, Anderson, Soodhalter
+& Gregg 2020 (arXiv:1803.10986).
 """
 
+import functools
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -40,13 +41,14 @@ class Matrices(NamedTuple):
     of_input: Rows
 
 
-def matrices(m: int, r: int, points: Sequence[Fraction] | None = None) -> Matrices:
+@functools.cache
+def matrices(m: int, r: int, points: tuple[Fraction, ...] | None = None) -> Matrices:
     """Derive F(m, r) from m + r - 2 different points, infinity being the last.
 
     Raises: ValueError if there are as many points as that neither given nor in POINTS, or two are the same.
     """
     n = m + r - 1
-    chosen = POINTS.get(n, ()) if points is None else tuple(points)
+    chosen = POINTS.get(n, ()) if points is None else points
     if len(set(chosen)) != n - 1 or len(chosen) != n - 1:
         raise ValueError(
             f"points: got {', '.join(map(str, chosen)) or 'none'}, must be {n - 1} different ones for F({m}, {r}). "

@@ -29,7 +29,7 @@ def test_f_2_3_of_the_paper_comes_of_its_points() -> None:
 @pytest.mark.parametrize("points", [(0, 1), (0, 1, 1), (0, 1, -1, 2)])
 def test_points_that_are_too_few_too_many_or_the_same_are_refused(points: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"points: got 0, 1.*, must be 3 different ones for F\(2, 3\)"):
-        matrices(2, 3, [Fraction(point) for point in points])
+        matrices(2, 3, tuple(map(Fraction, points)))
 
 
 def test_sizes_without_points_are_refused() -> None:

@@ -43,6 +43,7 @@ from orchestrator.strategies.sync import OneWorker, Sync
 from orchestrator.worker import Setup, train_with
 from pipelines.loader import Batch
 from pipelines.order import Epoch, Position
+from pipelines.targets import Target
 
 ROOT = Path(__file__).parent.parent
 TARGET = 0.95
@@ -79,7 +80,9 @@ def make_setup(folder: Path, args: argparse.Namespace) -> Setup:
     ]  # fmt: skip
     experiment = load_experiment(str(ROOT / "experiments" / "cifar10.yaml"), overrides)
     size = size_of_model(experiment.model, num_classes=CLASSES, channels=CHANNELS, image_size=IMAGE_SIZE)
-    plan = make_plan(experiment, resources_here(), DataSize(steps * args.batch, args.batch, CLASSES), size)
+    plan = make_plan(
+        experiment, resources_here(), DataSize(steps * args.batch, args.batch, Target("class", CLASSES)), size
+    )
     return Setup(
         experiment=experiment,
         plan=plan,

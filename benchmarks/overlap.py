@@ -168,12 +168,12 @@ def run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         )
         started = time.time()
         seen = trainer.fit().return_value
-        steps = [line for line in run_folder.read_lines("metrics.jsonl") if line["kind"] == "step"]
-        return figures(seen, steps, started, args.step_ms / 1000)
+        return figures(seen, run_folder.read_lines("metrics.jsonl"), started, args.step_ms / 1000)
 
 
-def figures(seen: dict[str, Any], steps: list[dict[str, Any]], started: float, step_s: float) -> dict[str, Any]:
-    """What the worker saw, and what the run says of itself."""
+def figures(seen: dict[str, Any], lines: list[dict[str, Any]], started: float, step_s: float) -> dict[str, Any]:
+    """What the worker saw, and what the run says of itself in metrics.jsonl."""
+    steps = [line for line in lines if line["kind"] == "step"]
     asked, arrived = seen["asked"], seen["arrived"]
     assert len(steps) == len(arrived), f"{len(steps)} steps were written down, {len(arrived)} batches came"
     gaps = [after - before for before, after in pairwise(arrived)]
@@ -191,6 +191,8 @@ def figures(seen: dict[str, Any], steps: list[dict[str, Any]], started: float, s
         "gaps_at_epoch_edges_s": [gaps[number - 1] for number in sorted(at_edge)],
         "median_gap_s": statistics.median(within),
         "longest_gap_within_s": max(within),
+        "evaluations_s": [line["evaluation_s"] for line in lines if line["kind"] == "epoch"],
+        "commits_s": [steps[number]["seconds"]["checkpoint"] for number in sorted(at_edge)],
     }
 
 

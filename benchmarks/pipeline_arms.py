@@ -283,7 +283,7 @@ def convoy(work: Work) -> dict[str, float]:
             num_epochs=-(-(work.num_batches + WARM_UP_BATCHES) * batch // num_samples) + 1,
             start=Position(0, 0),
             sample_shape=(size, size, 3),
-            pool=Pool(WORKERS, 0.25),
+            pool=Pool(WORKERS, WORKERS, 0.25),
         )
         clock = _Clock(folder)
         trainer = ray.train.torch.TorchTrainer(

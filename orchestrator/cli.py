@@ -22,6 +22,7 @@ from orchestrator.config.mistake import either
 from orchestrator.config.schema import experiment_schema
 from orchestrator.errors import InputError, RunError
 from orchestrator.run_folder import RunFolder
+from orchestrator.training.measures import MEASURES
 
 INTERRUPTED = 130
 
@@ -67,9 +68,11 @@ def train(
         print(explain_plan(chosen, prepared.plan, prepared.model, resources))
         return
     result = launch.run(chosen, resume=resume, overwrite=overwrite, watch=watching)
-    accuracy = f"{result['val_accuracy']:.2%}" if result["val_accuracy"] is not None else "none yet"
+    best_by = MEASURES[result["best_by"]]
+    value = result[f"val_{best_by.name}"]
+    figure = "none yet" if value is None else best_by.text(value)
     print(
-        f"{result['status']}: validation accuracy {accuracy} after {result['epochs']} epochs, "
+        f"{result['status']}: validation {best_by.title} {figure} after {result['epochs']} epochs, "
         f"{result['steps']} steps, {result['wall_s']:.0f} s"
     )
     print(f"report: {RunFolder(chosen.run.path).local / 'report.html'}")
@@ -89,8 +92,10 @@ def evaluate(
     figures = evaluate_run(folder, chosen, resources_here(), newest=newest)
     for line in (*figures["skipped"], *figures["replaced"]):
         print(line, file=sys.stderr)
+    judged = ((MEASURES[name], value) for name, value in figures["figures"].items())
+    found = ", ".join(f"{measure.title} {measure.text(value)}" for measure, value in judged)
     print(
-        f"validation accuracy {figures['val_accuracy']:.2%}, loss {figures['val_loss']:.4f} "
+        f"validation {found}, loss {figures['val_loss']:.4f} "
         f"on {figures['samples']} samples, checkpoint of step {figures['step']}"
     )
 

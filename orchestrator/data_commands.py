@@ -20,6 +20,7 @@ from orchestrator.config.mistake import either
 from orchestrator.errors import InputError, RunError
 from orchestrator.report.data_page import print_stats, write_data_page
 from orchestrator.report.wording import size
+from pipelines.augment.trial import try_functions
 from pipelines.check import find_bad
 from pipelines.pack import DROPPED, Packed, PackOptions, pack, size_in_bytes
 from pipelines.preview import preview
@@ -108,6 +109,10 @@ def write_preview(experiment: Experiment, out: str, *, samples: int, epochs: int
         raise InputError(f"--out: got {out}, must end in {either(PREVIEW_FORMATS)} and lie in a folder that exists.")
     data = experiment.data
     source = _open((data.train, "train"), "data.train")
+    try:
+        try_functions(data.augment, data.channels, data.image_size)
+    except ValueError as error:
+        raise InputError(f"data.{error}") from error
     preview(Recipe(source, data, experiment.seed, True, False), samples=samples, epochs=epochs).save(path)
     return path
 

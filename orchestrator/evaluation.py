@@ -56,11 +56,11 @@ def evaluate_run(folder: RunFolder, experiment: Experiment, resources: Resources
             replaced.extend(batch.replaced)
             yield batch
 
-    sums = evaluate(learner, OneWorker(), noted(), setup.val_epoch, to_device)
+    found = evaluate(learner, OneWorker(), noted(), setup.val_epoch, to_device)
     return {
-        "val_accuracy": sums.accuracy,
-        "val_loss": sums.mean_loss,
-        "samples": sums.samples,
+        "figures": found.figures,
+        "val_loss": found.mean_loss,
+        "samples": found.samples,
         "step": snapshot.step,
         "skipped": skipped,
         "replaced": [f"{each.sample_id} cannot be read, {each.by} stands in: {each.reason}" for each in replaced],

@@ -2,6 +2,7 @@
 
 from orchestrator.config.experiment import Experiment
 from orchestrator.plan import ModelSize, Plan, Resources
+from orchestrator.training.tasks import TASKS
 from pipelines.augment.program import compile_program
 
 
@@ -16,6 +17,7 @@ def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in all; evaluation {plan.val_steps}",
         "pipeline": _pipeline(plan),
         "a sample": "; ".join(compile_program(experiment.data.augment).describe()),
+        "target": f"{plan.target}; the best commit by {TASKS[plan.target.kind].judge.title}",
         "model": f"{model.num_parameters:,} weights, {model.flops_per_sample / 1e6:,.1f} MFLOP an image forward",
         "memory a worker": (
             f"{_mib(plan.weights_bytes)} weights, gradients and state + {_mib(plan.activations_bytes)} activations "
@@ -37,8 +39,10 @@ def _workers(plan: Plan) -> str:
 def _pipeline(plan: Plan) -> str:
     if not plan.uses_ray:
         return f"{plan.threads_per_worker} threads"
+    least, most = plan.train_actors
+    actors = f"{least}" if least == most else f"{least} to {most}"
     return (
-        f"{plan.train_actors} actors for training, {plan.val_actors} for validation, {plan.cpus_per_actor} CPU each; "
+        f"{actors} actors for training, {plan.val_actors} for validation, {plan.cpus_per_actor} CPU and a thread each; "
         f"workers {plan.cpus_per_worker} CPU each; chunks of {plan.steps_per_chunk} steps"
     )
 

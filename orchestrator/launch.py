@@ -34,6 +34,8 @@ from orchestrator.run_log import RunLog
 from orchestrator.stopping import in_thread, stopping
 from orchestrator.training.accounting import data_wait_share
 from orchestrator.training.checkpoint_store import CheckpointStore
+from orchestrator.training.measures import Figures, prefixed
+from orchestrator.training.tasks import TASKS
 from orchestrator.worker import GroupSetup, Outcome, train_here, train_in_group
 from pipelines.order import Position
 from pipelines.stages import OrderedSplit, Stream
@@ -249,14 +251,18 @@ class _Run:
         if progress is None:
             state = CheckpointStore(self._folder.checkpoints, keep=1).newest_state()
             progress = state["progress"] if state else None
+        task = TASKS[self._prepared.plan.target.kind]
+        val: Figures = dict.fromkeys((measure.name for measure in task.all_measures), None)
+        val |= progress["val"] if progress else {}
         seconds = progress["seconds"] if progress else {}
         total = sum(seconds.values())
         return {
             "status": "failed" if error else outcome.status if outcome else "failed",
             "error": str(error) if error else None,
-            "val_accuracy": progress and progress["val_accuracy"],
+            "best_by": task.best,
+            **prefixed("val_", val),
             "val_loss": progress and progress["val_loss"],
-            "best_val_accuracy": progress and progress["best_val_accuracy"],
+            f"best_val_{task.best}": progress and progress["best_val"],
             "epochs": progress["position"]["epoch"] if progress else 0,
             "steps": progress["steps"] if progress else 0,
             "samples_seen": progress["samples"] if progress else 0,

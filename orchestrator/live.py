@@ -16,6 +16,8 @@ from orchestrator.channel import Channel
 from orchestrator.config.experiment import Experiment
 from orchestrator.plan import Plan
 from orchestrator.run_log import View
+from orchestrator.training.measures import MEASURES
+from orchestrator.training.tasks import TASKS
 
 REFRESH_S = 0.5
 LINE_EVERY_S = 10.0
@@ -56,9 +58,9 @@ def _show_table(console: Console, channel: Channel, plan: Plan, experiment: Expe
 
 def _table(view: View, plan: Plan, experiment: Experiment, elapsed_s: float) -> Any:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("epoch", "step", "loss", "accuracy", "val accuracy", "images/s", "data wait", "ETA"):
-        table.add_column(heading, justify="right", min_width=8)
     cells = row(view, plan, experiment)
+    for heading in cells:
+        table.add_column(heading, justify="right", min_width=8)
     table.add_row(*cells.values())
     done = view.step["step"] if view.step else 0
     state = f"starting, {elapsed_s:.0f} s" if view.step is None else "stopping after this step" if view.stopping else ""
@@ -92,14 +94,15 @@ def _print_lines(
 
 def row(view: View, plan: Plan, experiment: Experiment) -> dict[str, str]:
     """The figures of the table as text, by heading."""
-    step, epoch = view.step, view.epoch
+    step, epoch, task = view.step, view.epoch, TASKS[plan.target.kind]
+    running = MEASURES[task.measures[0]]
     steps_done = step["step"] if step else 0
     return {
         "epoch": f"{step['epoch'] + 1 if step else 0}/{experiment.train.epochs}",
         "step": f"{steps_done}/{plan.total_steps}",
         "loss": f"{step['loss']:.4f}" if step else "-",
-        "accuracy": f"{step['accuracy']:.2%}" if step else "-",
-        "val accuracy": f"{epoch['val_accuracy']:.2%}" if epoch else "-",
+        running.title: running.text(step[running.name]) if step else "-",
+        f"val {task.judge.title}": task.judge.text(epoch[f"val_{task.best}"]) if epoch else "-",
         "images/s": f"{view.images_per_s:,.0f}" if step else "-",
         "data wait": f"{view.data_wait_share:.0%}" if step else "-",
         "ETA": _eta(view, plan, experiment) if step else "-",

@@ -3,16 +3,18 @@
 What cannot work is refused here, before anything runs, with a message that says what would.
 """
 
+import math
 from dataclasses import dataclass
 
 from orchestrator.config.experiment import Experiment
+from orchestrator.config.mistake import show
 from orchestrator.errors import InputError
 from pipelines.layout import steps_per_chunk
 from pipelines.order import Epoch
+from pipelines.targets import Target
 
 BYTES_PER_WEIGHT = 4
 PIPELINE_SHARE = 0.25  # of the CPUs, where training itself runs on them
-READ_TASKS = 2  # each of the two streams has one task that reads chunk numbers, beside its actors
 MAX_PREFETCHED = 8  # chunks, or batches without Ray: more than that hides no hiccup
 
 
@@ -37,17 +39,21 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much there is to read: samples to train on and to validate on, and classes."""
+    """How much there is to read: samples to train on and to validate on, and what their labels are."""
 
     num_train: int
     num_val: int
-    num_classes: int
+    target: Target
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who does what. Sizes in bytes, CPUs as Ray counts them (fractions of one are allowed)."""
+    """Who does what, to learn which target. Sizes in bytes, CPUs as Ray counts them (fractions are allowed).
 
+    `train_actors`: at least and at most how many make the training samples.
+    """
+
+    target: Target
     device: str
     workers: int
     min_workers: int
@@ -57,7 +63,7 @@ class Plan:
     val_steps: int
     threads_per_worker: int
     cpus_per_worker: float
-    train_actors: int
+    train_actors: tuple[int, int]
     val_actors: int
     cpus_per_actor: float
     steps_per_chunk: int
@@ -89,7 +95,7 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
     epoch = Epoch(data.num_train, train.global_batch)
     val_epoch = Epoch(data.num_val, train.global_batch)
     use_gpu = resources.gpus > 0
-    pool = _pipeline_pool(resources, workers, use_gpu=use_gpu)
+    pool = _pipeline_pool(experiment, resources)
     share = epoch.largest_share(workers)
     sample_bytes = experiment.data.image_size**2 * experiment.data.channels
     chunk_steps = steps_per_chunk(epoch, workers, sample_bytes)
@@ -97,6 +103,7 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
     chunk_bytes = chunk_steps * share * sample_bytes
     prefetched = min(max(1, experiment.data.prefetch_mib * 2**20 // chunk_bytes), MAX_PREFETCHED)
     return Plan(
+        target=data.target,
         device="cuda" if use_gpu else "cpu",
         workers=strategy.max_workers,
         min_workers=strategy.min_workers,
@@ -121,28 +128,43 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
 @dataclass(frozen=True)
 class _Pool:
     cpus_per_worker: float
-    train_actors: int
+    train_actors: tuple[int, int]
     val_actors: int
     cpus_per_actor: float
 
 
-def _pipeline_pool(resources: Resources, workers: int, *, use_gpu: bool) -> _Pool:
+def _pipeline_pool(experiment: Experiment, resources: Resources) -> _Pool:
     """Split the CPUs. With GPUs a worker holds one CPU and the pipeline the rest; else the pipeline has a share.
 
-    The claims of actors and read tasks never exceed what workers leave: Ray Data waits for ever, without a word,
-    for a CPU that never comes free.
+    The claims of the actors that a run starts with never exceed what workers leave: Ray Data waits for ever, without
+    a word, for a CPU that never comes free. Where training runs on CPUs that holds for the most actors too; with GPUs
+    those beyond the first come when there are CPUs for them, as when nodes join.
+    Raises: InputError if data.actors does not fit.
     """
-    pipeline = resources.cpus * PIPELINE_SHARE
-    if use_gpu and resources.cpus > workers:
-        pipeline = float(resources.cpus - workers)
-    wanted = max(1, round(pipeline)) if use_gpu else resources.cpus
-    val_actors = max(1, wanted // 4)
-    train_actors = max(1, wanted - val_actors) if use_gpu else wanted
+    workers = max(experiment.strategy.max_workers, 1)
+    spare = resources.cpus - workers if resources.gpus > 0 else 0
+    pipeline = float(spare) if spare > 0 else resources.cpus * PIPELINE_SHARE
+    wanted = max(1, round(pipeline)) if resources.gpus > 0 else resources.cpus
+    actors = experiment.data.actors
+    if actors == "auto":
+        val_actors = max(1, wanted // 4)
+        fewest = most = max(1, wanted - val_actors) if resources.gpus > 0 else wanted
+    else:
+        fewest, most = actors if isinstance(actors, tuple) else (actors, actors)
+        val_actors = max(1, fewest // 4)
+    claims = val_actors + (fewest if resources.gpus > 0 else most)
+    # With GPUs 1, 1/2, 1/3 ...: what workers leave of a node is whole CPUs, so no part of one is lost at its edge.
+    per_actor = _floor_to_hundredth(1 / math.ceil(claims / spare) if spare > 0 else pipeline / claims)
+    if per_actor == 0:
+        raise InputError(
+            f"data.actors: got {show(actors)}, which leaves each less than 0.01 of the {pipeline:g} CPUs beside the "
+            "workers. Set data.actors to a few for each CPU, or to auto."
+        )
     return _Pool(
         cpus_per_worker=_floor_to_hundredth((resources.cpus - pipeline) / workers),
-        train_actors=train_actors,
+        train_actors=(fewest, most),
         val_actors=val_actors,
-        cpus_per_actor=_floor_to_hundredth(pipeline / (train_actors + val_actors + READ_TASKS)),
+        cpus_per_actor=per_actor,
     )
 
 
@@ -197,6 +219,8 @@ def _warnings(experiment: Experiment, resources: Resources) -> tuple[str, ...]:
             f"run.folder is the local path {experiment.run.path} on a cluster of {resources.nodes} nodes: it must lie "
             "on storage that all of them share, or be a URI such as s3://bucket/run."
         )
+    if experiment.data.actors != "auto" and experiment.strategy.max_workers == 0:
+        warnings.append("data.actors is not used with strategy.workers=0: samples are made in threads of this process.")
     if experiment.precision.default == "fp16" and resources.gpus == 0:
         warnings.append(
             "precision: fp16 on CPUs without fp16 arithmetic is many times slower than fp32. bf16 or fp32 is faster."

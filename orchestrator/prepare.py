@@ -13,10 +13,13 @@ from orchestrator.models.size import measure
 from orchestrator.models.zoo import check_model
 from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
 from orchestrator.run_folder import RunFolder
+from orchestrator.training.tasks import check_loss
 from orchestrator.worker import Setup
+from pipelines.augment.trial import try_functions
+from pipelines.listing import check_same_targets
 from pipelines.order import Epoch
 from pipelines.produce import Recipe
-from pipelines.sources import Source, Split, check_same_classes, open_source
+from pipelines.sources import Source, Split, open_source
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,22 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
     train = _open("data.train", experiment.data.train, "train")
     val = _open("data.val", experiment.data.val, "val")
     try:
-        check_same_classes(train, val)
+        check_same_targets(train.listing, val.listing)
     except ValueError as error:
         raise InputError(f"data.val: {error}") from error
-    num_classes = len(train.listing.classes)
-    data = experiment.data
+    target, data = train.listing.target, experiment.data
+    check_loss(target, experiment.train.loss, experiment.train.label_smoothing)
     if data.window and train.storage is None:
         raise InputError(
             f"data.window: got {data.window}, must be 0 with data.train={data.train}, whose samples do not lie "
             "in a row. Leave it out, or pack them: convoy pack."
         )
-    model = measure(experiment.model, num_classes=num_classes, channels=data.channels, image_size=data.image_size)
-    size = DataSize(len(train.listing), len(val.listing), num_classes)
+    try:
+        try_functions(data.augment, data.channels, data.image_size)
+    except ValueError as error:
+        raise InputError(f"data.{error}") from error
+    model = measure(experiment.model, num_classes=target.width, channels=data.channels, image_size=data.image_size)
+    size = DataSize(len(train.listing), len(val.listing), target)
     return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)
 
 

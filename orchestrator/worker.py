@@ -25,6 +25,7 @@ from orchestrator.training.checkpoint import Snapshot
 from orchestrator.training.checkpoint_store import CheckpointStore
 from orchestrator.training.learner import Learner
 from orchestrator.training.loop import Training, train
+from orchestrator.training.measures import prefixed
 from orchestrator.training.progress import Progress
 from orchestrator.worker_log import WorkerLog
 from pipelines.device import ToDevice
@@ -75,13 +76,14 @@ class GroupSetup:
         setup, plan = self.setup, self.setup.plan
         config = setup.experiment.data
         training = purpose == "train"
+        actors = plan.train_actors if training else (plan.val_actors, plan.val_actors)
         return Stream(
             recipe=self.train_recipe if training else self.val_recipe,
             epoch=setup.train_epoch if training else setup.val_epoch,
             num_epochs=setup.experiment.train.epochs,
             start=start if training else Position(start.epoch, 0),
             sample_shape=(config.image_size, config.image_size, config.channels),
-            pool=Pool(plan.train_actors if training else plan.val_actors, plan.cpus_per_actor),
+            pool=Pool(*actors, plan.cpus_per_actor),
         )
 
 
@@ -103,7 +105,7 @@ def train_in_group(group: GroupSetup) -> Outcome:
 
     outcome = train_with(setup, strategy, ActorChannel(group.run_log), batches, sample_ids)
     # Once, for Ray's own records: every call waits for a poll of the controller, and commits are ours.
-    ray.train.report({"status": outcome.status, "val_accuracy": outcome.progress["val_accuracy"]})
+    ray.train.report({"status": outcome.status, **prefixed("val_", outcome.progress["val"])})
     return outcome
 
 
@@ -184,11 +186,11 @@ def build_learner(setup: Setup, device: torch.device) -> Learner:
     torch.manual_seed(mix("init", experiment.seed))
     model = build_model(
         experiment.model,
-        num_classes=len(setup.classes),
+        num_classes=setup.plan.target.width,
         channels=experiment.data.channels,
         image_size=experiment.data.image_size,
     )
-    return Learner(experiment, model, device)
+    return Learner(experiment, model, device, setup.plan.target)
 
 
 def _newest(store: CheckpointStore, log: WorkerLog) -> Snapshot | None:

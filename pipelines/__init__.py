@@ -6,6 +6,7 @@ randomness.py  random draws that have an address instead of a state
 layout.py      how a stream of steps is cut into chunks and dealt to ranks: arithmetic only
 sources.py     where samples come from: digits, folders, tars, parquet, shards
 listing.py     which samples a source has: ids, labels, order; the same for the same images in any form
+targets.py     what a sample should be recognised as: a class, several, values; written labels -> arrays
 files.py       the files that samples lie in: paths, globs, URIs; read in place
 tar_index.py   where the images of a tar lie in it
 webdataset.py  labels that lie beside their images in a tar

@@ -1,7 +1,8 @@
 """Which samples of a source cannot be used: every one is read and fully decoded, before training meets it.
 
 What is found is what the decoder refuses: truncated or empty files, what is no image, pixels without a fixed range,
-files that cannot be read. Not looked at: labels, duplicates (`stats.py`), images that decode but are wrong.
+files that cannot be read; and labels that the source refuses (`targets.py`). Not looked at: labels that are wrong,
+duplicates (`stats.py`), images that decode but are wrong.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,8 @@ def find_bad(source: Source, *, threads: int, progress: Callable[[int], None] = 
 
     def reason(index: int) -> str | None:
         try:
+            if index in source.listing.refused:
+                return source.listing.refused[index]
             check_whole(source.read(index))
         except (UndecodableImage, OSError) as error:
             return str(error)

@@ -2,7 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from pipelines.augment.colour import ColourJitter
 from pipelines.augment.framing import CenterCrop, RandomResizedCrop, ScaleJitter
@@ -33,6 +43,19 @@ Augmentation = Annotated[
     Field(discriminator="name"),
 ]
 
+# `auto`, a number, or [min, max]. The tags keep pydantic from reporting a mistake once for each member of the union.
+Actors = Annotated[
+    Annotated[Literal["auto"], Tag("auto")]
+    | Annotated[int, Field(ge=1), Tag("number")]
+    | Annotated[
+        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
+        Strict(False),
+        Field(title="[min, max]"),
+        Tag("range"),
+    ],
+    Discriminator(lambda value: {str: "auto", list: "range", tuple: "range"}.get(type(value), "number")),
+]
+
 
 class PipelineConfig(BaseModel):
     """Where the samples come from and what is done to them.
@@ -47,6 +70,8 @@ class PipelineConfig(BaseModel):
     `window`: 0 shuffles all samples. Otherwise the source's files (shards, tars, row groups) are shuffled and samples
         within so many files at a time, so that reads stay in long runs: for disks and object stores.
     `max_bad`: what share of an epoch's samples may be unreadable (and replaced by others) before the run stops.
+    `actors`: processes that make the training samples, where Ray runs: `auto`, a number, or [min, max], between which
+        they grow and shrink with the work and the cluster.
     `prefetch_mib`: how much a worker holds ready beside the batch it is on, on the CPU.
     """
 
@@ -63,7 +88,15 @@ class PipelineConfig(BaseModel):
     resize: Resize = "antialias"
     window: int = Field(default=0, ge=0)
     max_bad: Share = 0.001
+    actors: Actors = "auto"
     prefetch_mib: int = Field(default=256, ge=1)
+
+    @field_validator("actors")
+    @classmethod
+    def _check_actors(cls, value: Literal["auto"] | int | tuple[int, int]) -> Literal["auto"] | int | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError(f"got {list(value)}, the first must be <= the second: [min, max].")
+        return value
 
     @model_validator(mode="after")
     def _check_augment(self) -> "PipelineConfig":

@@ -18,8 +18,8 @@ from pipelines.loader import Batch
 class Targets:
     """What a batch should be recognised as.
 
-    `labels` (n,) int64. Where samples were mixed: `mixed_in` (n,) int64, the label of what was mixed in, and `share`
-    (n,) float32, how much of the sample is still its own.
+    `labels` (n, ...) as `targets.py` says: of what the sample was before mixing. Where samples were mixed: `mixed_in`,
+    alike, the label of what was mixed in, and `share` (n,) float32, how much of the sample is still its own.
     """
 
     labels: Tensor
@@ -28,6 +28,14 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def blended(self) -> Tensor:
+        """Several classes or values as the loss takes them, linear in the mixture: (n, width) float32."""
+        labels = self.labels.float()
+        if self.mixed_in is None or self.share is None:
+            return labels
+        share = self.share[:, None]
+        return share * labels + (1 - share) * self.mixed_in.float()
 
     def chunk(self, num: int) -> Iterator["Targets"]:
         """Cut in parts as torch.chunk does."""
@@ -67,4 +75,4 @@ class ToDevice:
         return staged.to(self._target, non_blocking=True)
 
 
-_DTYPES = {"uint8": torch.uint8, "int64": torch.int64}
+_DTYPES = {"uint8": torch.uint8, "int64": torch.int64, "float32": torch.float32}

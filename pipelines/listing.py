@@ -8,36 +8,46 @@ images is no class.
 
 Where labels are written down (WebDataset, parquet), the class is what the label says: a text; a number as decimal
 text; or the name that a class list gives to the number. Classes are in the order of the class list, else numbers by
-value, else texts sorted.
+value, else texts sorted. The id of a sample that has several classes or numbers for its label (`targets.py`) is its
+file name alone; that of a sample whose label is on no class list is `?/<file name>`.
 """
 
 import hashlib
 import posixpath
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.randomness import mix
+from pipelines.targets import Labels, Target, TargetKind, Written, read_labels, target_of
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+NO_CLASS = "?"
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Which samples a source has: `ids` sorted, `labels` (n,) indexes into `classes`.
+    """Which samples a source has: `ids` sorted, `labels` (n, ...) as `target` says, classes as indexes into `classes`.
 
-    `keys` (n,) are the addresses of the samples for random draws, 64-bit hashes of their ids.
+    `keys` (n,) are the addresses of the samples for random draws, 64-bit hashes of their ids. `refused`: samples, by
+    index, whose label is none, and why; they are replaced like those that cannot be read.
     """
 
     classes: tuple[str, ...]
     ids: pa.StringArray
-    labels: NDArray[np.int64]
+    labels: Labels
     keys: NDArray[np.uint64]
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def target(self) -> Target:
+        return target_of(self.classes, self.labels)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -45,6 +55,7 @@ class Listing:
         digest = hashlib.sha256("\0".join(self.classes).encode())
         digest.update("\0".join(self.ids.to_pylist()).encode())
         digest.update(self.labels.tobytes())
+        digest.update(b"".join(b"!%d" % index for index in sorted(self.refused)))
         return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -52,7 +63,23 @@ class Listing:
 
     def take(self, indices: NDArray[np.int64]) -> "Listing":
         """The listing of some samples, in the order of `indices`; the classes stay."""
-        return Listing(self.classes, self.ids.take(pa.array(indices)), self.labels[indices], self.keys[indices])
+        refused = {}
+        if self.refused:
+            refused = {i: self.refused[old] for i, old in enumerate(indices.tolist()) if old in self.refused}
+        return Listing(
+            self.classes, self.ids.take(pa.array(indices)), self.labels[indices], self.keys[indices], refused
+        )
+
+    def label_text(self, index: int) -> str:
+        """The label of a sample, for a person to read."""
+        label = self.labels[index]
+        if index in self.refused:
+            return NO_CLASS
+        if self.target.kind == "class":
+            return self.classes[label]
+        if self.target.kind == "classes":
+            return ", ".join(self.classes[i] for i in np.flatnonzero(label)) or "none"
+        return ", ".join(f"{value:.4g}" for value in label)
 
 
 @dataclass(frozen=True)
@@ -94,67 +121,83 @@ def listing_of(ids: Sequence[str]) -> Listing:
 
 
 def labelled_listing(
-    spec: str, place: str, values: Sequence[int | str], names: Sequence[str], classes: Sequence[str] | None = None
+    spec: str,
+    place: str,
+    values: Sequence[Any],
+    names: Sequence[str],
+    classes: Sequence[str] | None = None,
+    kind: TargetKind = "class",
 ) -> tuple[Listing, NDArray[np.int64]]:
     """List samples whose labels are written down; `spec` is what the user wrote.
 
-    `values` are the labels, `names` the file names, `classes` what the numbers stand for, if that is known.
+    `values` are the labels (`targets.read_labels`), `names` the file names, `classes` the class list, if there is one.
     Returns the listing, and which of the samples given each of it is.
     Raises: ValueError if there is none, a label cannot be one, or two samples have one id.
     """
     if not values:
         raise ValueError(f"got {spec!r}, but {place} holds no sample. Give one that does.")
-    all_classes, labels = _number_labels(spec, place, values, classes)
-    ids = [f"{all_classes[label]}/{name}" for label, name in zip(labels, names, strict=True)]
+    written = read_labels(f"got {spec!r}, but in {place}", kind, values, names, classes)
+    ids = _ids(kind, written, names)
     order = sorted(range(len(ids)), key=ids.__getitem__)
     in_order = [ids[i] for i in order]
     twice = next((one for one, next_one in pairwise(in_order) if one == next_one), None)
     if twice is not None:
+        same, each = (
+            ("two samples of one class have", "each sample of a class")
+            if kind == "class"
+            else ("two samples have", "each sample")
+        )
         raise ValueError(
-            f"got {spec!r}, but in {place} two samples of one class have one name, {twice!a}, and random draws are "
-            "addressed by it. Give each sample of a class its own file name."
+            f"got {spec!r}, but in {place} {same} one name, {twice!a}, and random draws are "
+            f"addressed by it. Give {each} its own file name."
         )
     keys = np.array([mix("sample", sample_id) for sample_id in in_order], np.uint64)
     chosen = np.array(order, np.int64)
-    return Listing(all_classes, pa.array(in_order, pa.string()), np.array(labels, np.int64)[chosen], keys), chosen
+    refused = {place: written.refused[i] for place, i in enumerate(order) if i in written.refused}
+    return Listing(written.classes, pa.array(in_order, pa.string()), written.labels[chosen], keys, refused), chosen
 
 
-def _number_labels(
-    spec: str, place: str, values: Sequence[int | str], classes: Sequence[str] | None
-) -> tuple[tuple[str, ...], list[int]]:
-    """The classes in their order, and for each label the index of its class."""
-    numbers = sorted({value for value in values if isinstance(value, int)})
-    texts = sorted({value for value in values if isinstance(value, str)})
-    if numbers and texts:
+def _ids(kind: TargetKind, written: Written, names: Sequence[str]) -> list[str]:
+    if kind != "class":
+        return list(names)
+    folders = [written.classes[label] for label in written.labels.tolist()]
+    return [
+        f"{NO_CLASS if i in written.refused else folder}/{name}"
+        for i, (folder, name) in enumerate(zip(folders, names, strict=True))
+    ]
+
+
+def check_same_targets(train: Listing, val: Listing) -> None:
+    """Raises: ValueError if labels of the two mean different things: other classes, or another number of values."""
+    kinds = train.target.kind, val.target.kind
+    if kinds[0] != kinds[1] or (kinds[0] == "values" and train.target != val.target):
         raise ValueError(
-            f"got {spec!r}, but in {place} some labels are numbers ({numbers[0]}) and some are texts ({texts[0]!a}). "
-            "Write all of them in one way."
+            f"got {val.target}, must be {train.target} as in data.train. "
+            "Use columns of one kind, or say which it is: ?target=."
         )
-    if numbers and numbers[0] < 0:
-        raise ValueError(
-            f"got {spec!r}, but in {place} a label is {numbers[0]}, must be 0 or more. "
-            "Samples without a label cannot be used; take them out."
-        )
-    if texts and not texts[0]:
-        raise ValueError(f"got {spec!r}, but in {place} a label is an empty text. Give the sample one, or take it out.")
-    distinct: list[int | str] = [*numbers, *texts]
-    if classes is None:
-        names = tuple(str(value) for value in distinct)
-        index = {value: i for i, value in enumerate(distinct)}
-    else:
-        names = tuple(classes)
-        if len(set(names)) < len(names) or "" in names:
+    ours, theirs = set(val.classes), set(train.classes)
+    if ours == theirs:
+        pairs = enumerate(zip(val.classes, train.classes, strict=True))
+        differing = next(((at, *pair) for at, pair in pairs if pair[0] != pair[1]), None)
+        if differing is not None:
+            at, here, there = differing
             raise ValueError(
-                f"got {spec!r}, but the class list in {place} has a name that is empty or stands twice. Repair it."
+                f"got the classes of data.train in another order, must be the same: label {at} is {here} here and "
+                f"{there} in data.train. Use sources of one kind, or give both the same class list."
             )
-        index = dict(zip(range(len(names)) if numbers else names, range(len(names)), strict=True))
-    strange = next((value for value in distinct if value not in index), None)
-    if strange is not None:
-        raise ValueError(
-            f"got {spec!r}, but in {place} a label is {strange!a}, must be one of the {len(names)} of its class list. "
-            "Repair the label or the list."
-        )
-    return names, [index[value] for value in values]
+        return
+    differences = [
+        f"{', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''} only in data.{setting}"
+        for names, setting in ((ours - theirs, "val"), (theirs - ours, "train"))
+        if names
+    ]
+    advice = "Give both the same class folders, with an image in each."
+    if kinds[0] == "classes":
+        advice = "Give both the same class list (docs/data.md), or divide one source by val_fraction."
+    raise ValueError(
+        f"got {len(ours)} classes, must be the {len(theirs)} of data.train, but there is {'; '.join(differences)}. "
+        f"{advice}"
+    )
 
 
 def is_image(path: str) -> bool:

@@ -19,6 +19,7 @@ from pipelines.layout import Chunk, Layout
 from pipelines.order import Epoch, Position
 from pipelines.produce import Recipe, Samples
 from pipelines.quarantine import Replaced
+from pipelines.targets import Labels
 
 Item = TypeVar("Item")
 
@@ -27,7 +28,8 @@ Item = TypeVar("Item")
 class Batch:
     """One rank's share of one step.
 
-    Shapes: images (n, H, W, C) uint8, labels (n,) int64, keys (n,) uint64, crc32 (n,) uint32 or None; n may be 0.
+    Shapes: images (n, H, W, C) uint8, labels (n, ...) as `targets.py` says, keys (n,) uint64, crc32 (n,) uint32
+    or None; n may be 0.
     The arrays may be views of memory that others read too: they are not to be written to.
     """
 
@@ -35,7 +37,7 @@ class Batch:
     step: int
     positions: range
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: Labels
     keys: NDArray[np.uint64]
     crc32: NDArray[np.uint32] | None = None
     replaced: tuple[Replaced, ...] = ()

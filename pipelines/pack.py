@@ -2,8 +2,9 @@
 
 Which sample goes into which shard is arithmetic on the number of samples and of rows a shard, so a shard depends on
 nothing but the source and the options: each is written under another name and renamed when it is whole, and whoever
-packs again keeps the whole ones. Every sample is decoded once; what cannot be decoded is left out and listed in
-dropped.jsonl. A file that cannot be *read* stops the packing instead: that is the disk's fault, not the sample's.
+packs again keeps the whole ones. Every sample is decoded once; what cannot be decoded, or has no valid label, is left
+out and listed in dropped.jsonl. A file that cannot be *read* stops the packing instead: that is the disk's fault, not
+the sample's.
 
 Encoded files stay as they are, byte for byte, but for `short_side`: larger images become JPEGs of that short side
 (bicubic, antialiased; EXIF orientation stays, all other metadata and colour profiles go), unless they hold what
@@ -18,7 +19,7 @@ import re
 import signal
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from pipelines.decode import UndecodableImage, check_whole, decode
 from pipelines.order import order
 from pipelines.shards import FORMAT, INDEX, NOTE, SAMPLES, Progress, StoredImage, places_in, record_batch, shard_name
 from pipelines.sources import Source
+from pipelines.targets import Labels
 
 PLAN, DROPPED = "plan.json", "dropped.jsonl"
 NUM_MEASURED = 64  # samples whose stored size decides how many rows a shard has
@@ -81,7 +83,7 @@ def size_in_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class Packed:
-    """What came of packing. `dropped`: id, class and reason of each sample left out; `kept_shards`: whole before."""
+    """What came of packing. `dropped`: id, label and reason of each sample left out; `kept_shards`: whole before."""
 
     num_samples: int
     num_shards: int
@@ -181,17 +183,20 @@ class _Packer:
 
     def write(self, number: int, progress: Progress) -> None:
         listing = self.source.listing
-        rows: list[tuple[str, int, StoredImage]] = []
+        rows: list[tuple[str, Labels, StoredImage]] = []
         dropped = []
         for index in self.plan[number].tolist():
-            sample_id, label = listing.ids[index].as_py(), int(listing.labels[index])
+            sample_id = listing.ids[index].as_py()
             try:
-                rows.append((sample_id, label, stored_form(self.source.read(index), self.options)))
+                if index in listing.refused:
+                    raise UndecodableImage(listing.refused[index])
+                rows.append((sample_id, listing.labels[index], stored_form(self.source.read(index), self.options)))
             except UndecodableImage as error:
-                dropped.append({"id": sample_id, "class": listing.classes[label], "reason": str(error)})
+                dropped.append({"id": sample_id, "label": listing.label_text(index), "reason": str(error)})
             progress(1)
         note = {"dropped": dropped, "scaled": sum(image.scaled for _, _, image in rows)}
-        batch = record_batch(rows, self.options.raw).replace_schema_metadata({NOTE: json.dumps(note)})
+        batch = record_batch(rows, self.options.raw, listing.target)
+        batch = batch.replace_schema_metadata({NOTE: json.dumps(note)})
         path = self.folder / shard_name(number)
         unfinished = path.with_suffix(".tmp")
         with pa.OSFile(str(unfinished), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
@@ -311,6 +316,7 @@ def _finish(
         "fingerprint": source.listing.fingerprint,
         "options": options.model_dump(),
         "rows_per_shard": rows_per_shard,
+        "target": asdict(source.listing.target),
         "classes": source.listing.classes,
         "shards": shards,
     }

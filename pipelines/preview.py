@@ -30,7 +30,13 @@ def preview(recipe: Recipe, *, samples: int, epochs: int) -> Image.Image:
     for epoch in range(epochs):
         where = np.argsort(recipe.indices(epoch, range(len(recipe.source.listing))))[indices]
         columns.append((f"epoch {epoch}", [_trained(recipe, epoch, int(position)) for position in where]))
-    return _grid(columns, [f"{sample_id}" for sample_id in ids])
+    return _grid(columns, [_name(recipe, sample_id, int(index)) for sample_id, index in zip(ids, indices, strict=True)])
+
+
+def _name(recipe: Recipe, sample_id: str, index: int) -> str:
+    """The id, which begins with the class; where a sample has no one class, the id and the label."""
+    listing = recipe.source.listing
+    return sample_id if listing.target.kind == "class" else f"{sample_id}: {listing.label_text(index)}"
 
 
 def _at(recipe: Recipe, indices: NDArray[np.int64]) -> list[NDArray[np.uint8]]:

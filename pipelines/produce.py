@@ -16,19 +16,23 @@ from pipelines.order import order, windowed_order
 from pipelines.quarantine import MAX_SUBSTITUTES, Replaced, substitute
 from pipelines.randomness import Draws
 from pipelines.sources import Source
+from pipelines.targets import Labels
 
 UNREADABLE = (UndecodableImage, OSError)
+
+_BYTES_AT_ONCE = 2**20  # as large as a core's second cache, or twice that
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Shapes: images (n, H, W, C) uint8, labels (n,) int64, keys (n,) uint64, crc32 (n,) uint32 of the images, or None.
+    """Shapes: images (n, H, W, C) uint8, labels (n, ...) as the source's target, keys (n,) uint64, crc32 (n,) uint32 of
+    the images, or None.
 
     `keys` address the samples for random draws. `replaced`: those that could not be read; what is here replaces them.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: Labels
     keys: NDArray[np.uint64]
     crc32: NDArray[np.uint32] | None
     replaced: tuple[Replaced, ...] = ()
@@ -69,11 +73,7 @@ class Recipe:
             raise self._unreadable(failures, epoch, positions)
         keys = self.source.listing.keys[indices]
         if self.training:
-            changed = self._program.apply_cpu(images, self.seed, epoch, keys)
-            if into is None:
-                images = changed
-            elif changed is not images:
-                images[...] = changed
+            self._augment(images, epoch, keys)
         checksums = np.array([zlib.crc32(image.tobytes()) for image in images], np.uint32) if self.checksums else None
         replaced = tuple(self._replaced(failures, indices, epoch, positions))
         return Samples(images, self.source.listing.labels[indices], keys, checksums, replaced)
@@ -86,6 +86,15 @@ class Recipe:
     def sample_ids(self, epoch: int, positions: range) -> list[str]:
         ids: list[str] = self.source.listing.ids.take(self.indices(epoch, positions)).to_pylist()
         return ids
+
+    def _augment(self, images: Pixels, epoch: int, keys: NDArray[np.uint64]) -> None:
+        """Augment images in place, a few at a time: what is made on the way stays in cache, its memory is reused."""
+        few = max(1, _BYTES_AT_ONCE // max(1, images[:1].nbytes))
+        for start in range(0, len(images), few):
+            part = images[start : start + few]
+            changed = self._program.apply_cpu(part, self.seed, epoch, keys[start : start + few])
+            if changed is not part:
+                part[...] = changed
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if not self.config.window:
@@ -103,8 +112,11 @@ class Recipe:
         contents: dict[int, bytes | Pixels] = {}
         sizes: dict[int, tuple[int, int]] = {}
         failed: dict[int, str] = {}
+        refused = self.source.listing.refused
         for i in wanted:
             try:
+                if int(indices[i]) in refused:
+                    raise UndecodableImage(refused[int(indices[i])])
                 contents[i] = self.source.read(int(indices[i]))
                 sizes[i] = size_of(contents[i])
             except UNREADABLE as error:

@@ -1,15 +1,16 @@
 """Packed samples: `shards:PATH`, a folder that `convoy pack` made. Any sample is one read, whatever the order.
 
-    index.json       format version, classes, fingerprint of the source, options, rows of each shard
+    index.json       format version, target, classes, fingerprint of the source, options, rows of each shard
     samples.arrow    a row a sample in the order of their ids: id, label, shard, offset and size of its image in bytes
     shard-00000.arrow, ...
 
-A shard is an Arrow IPC file of one record batch, uncompressed, for any reader of Arrow: id string, label int64, height
-and width int32, crc32 uint32 (of the image's bytes), image large_binary (an encoded file) or fixed_size_binary (raw
-pixels, height x width x 3 uint8). Since nothing is compressed an image also lies in the file as it is, at `offset`:
-that is what is read, mapped into memory on this machine (raw pixels without a copy), as a range of bytes elsewhere.
-Samples lie in shards in a random order, so that reading them one after the other in windows of a few shards
-(`order.windowed_order` over `storage.sizes`) mixes the classes.
+A shard is an Arrow IPC file of one record batch, uncompressed, for any reader of Arrow: id string, label (one class:
+int64; several: list of int32; values: fixed_size_list of float32), height and width int32, crc32 uint32 (of the image's
+bytes), image large_binary (an encoded file) or fixed_size_binary (raw pixels, height x width x 3 uint8). Since nothing
+is compressed an image also lies in the file as it is, at `offset`: that is what is read, mapped into memory on this
+machine (raw pixels without a copy), as a range of bytes elsewhere. Samples lie in shards in a random order, so that
+reading them one after the other in windows of a few shards (`order.windowed_order` over `storage.sizes`) mixes the
+classes.
 """
 
 import json
@@ -28,8 +29,9 @@ from numpy.typing import NDArray
 from pipelines.files import Files, locate
 from pipelines.listing import Listing, Storage, storage_of
 from pipelines.randomness import mix
+from pipelines.targets import Labels, Target
 
-FORMAT = 1
+FORMAT = 2
 INDEX, SAMPLES = "index.json", "samples.arrow"
 NOTE = b"convoy"  # in the metadata of a shard's schema: what was dropped, as JSON
 _ADVICE = "Give a folder that convoy pack made."
@@ -82,7 +84,8 @@ def open_shards(spec: str, path: str) -> Shards:
         table = pa.ipc.open_file(stream).read_all()
     ids = table.column("id").combine_chunks()
     keys = np.array([mix("sample", sample_id) for sample_id in ids.to_pylist()], np.uint64)
-    listing = Listing(tuple(index["classes"]), ids, table.column("label").to_numpy().copy(), keys)
+    labels = _labels_of(table.column("label").combine_chunks(), Target(**index["target"]))
+    listing = Listing(tuple(index["classes"]), ids, labels, keys)
     places = np.stack([table.column(name).to_numpy() for name in ("shard", "offset", "size")], axis=1)
     return Shards(listing, files, places, index["options"]["raw"] or 0)
 
@@ -120,7 +123,7 @@ class StoredImage:
     scaled: bool
 
 
-def record_batch(rows: Sequence[tuple[str, int, StoredImage]], raw: int) -> Any:
+def record_batch(rows: Sequence[tuple[str, Labels, StoredImage]], raw: int, target: Target) -> Any:
     """The batch that a shard is made of, from id, label and image of each row; `raw`: pixels a side, 0 for files."""
     images = [image for _, _, image in rows]
     contents = [image.content for image in images]
@@ -128,13 +131,34 @@ def record_batch(rows: Sequence[tuple[str, int, StoredImage]], raw: int) -> Any:
     return pa.record_batch(
         {
             "id": pa.array([sample_id for sample_id, _, _ in rows], pa.string()),
-            "label": pa.array([label for _, label, _ in rows], pa.int64()),
+            "label": _label_column([label for _, label, _ in rows], target),
             "height": pa.array([image.height for image in images], pa.int32()),
             "width": pa.array([image.width for image in images], pa.int32()),
             "crc32": pa.array([zlib.crc32(content) for content in contents], pa.uint32()),
             "image": pa.array(contents, kind),
         }
     )
+
+
+def _label_column(labels: Sequence[Labels], target: Target) -> Any:
+    if target.kind == "class":
+        return pa.array([int(label) for label in labels], pa.int64())
+    if target.kind == "classes":
+        return pa.array([np.flatnonzero(label) for label in labels], pa.list_(pa.int32()))
+    flat = np.concatenate([*labels, np.empty(0, np.float32)])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), target.width)
+
+
+def _labels_of(column: Any, target: Target) -> Labels:
+    if target.kind == "class":
+        return column.to_numpy().copy()
+    labels = target.zeros((len(column),))
+    if target.kind == "values":
+        labels[...] = column.flatten().to_numpy().reshape(labels.shape)
+    else:
+        rows = np.repeat(np.arange(len(column)), column.value_lengths().to_numpy())
+        labels[rows, column.flatten().to_numpy()] = 1
+    return labels
 
 
 def places_in(path: Path, number: int) -> tuple[Any, dict[str, Any]]:

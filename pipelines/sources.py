@@ -5,7 +5,8 @@ open file: they are sent to the actors of the pipeline. Reads are safe from any 
 
 Behind the path may stand options, `?NAME=VALUE&NAME=VALUE`. Of any source: `val_fraction` (0 to 1) holds that share of
 its samples out for `val` and leaves the others to `train`, `split_seed` (0) chooses another division, `per_class` keeps
-at most so many samples of a class. Of parquet: the names of the columns, `image` and `label`.
+at most so many samples of a class. Of parquet: the names of the columns, `image` and `label`, and what the label is,
+`target` (`pipelines/targets.py`); of tars in WebDataset's form the last two, for the field of the .json.
 """
 
 import difflib
@@ -24,11 +25,12 @@ from numpy.typing import NDArray
 from pipelines.files import Files, absolute, find_files
 from pipelines.listing import Listing, Storage, is_image, list_images, listing_of, storage_of
 from pipelines.order import order
-from pipelines.parquet_source import open_parquet
+from pipelines.parquet_source import Columns, open_parquet
 from pipelines.shards import open_shards
 from pipelines.split import at_most_per_class, held_out
 from pipelines.tar_index import TarIndex, index_tar
-from pipelines.webdataset import has_labels, list_webdataset
+from pipelines.targets import KINDS, TargetKind
+from pipelines.webdataset import Field, has_labels, list_webdataset
 
 NUM_DIGITS_HELD_OUT = 360
 
@@ -94,29 +96,6 @@ class Part:
     def storage(self) -> Storage | None:
         whole = self.source.storage
         return None if whole is None else whole.take(self.indices)
-
-
-def check_same_classes(train: Source, val: Source) -> None:
-    """Raises: ValueError if the two do not have the same classes, since labels would mean different things."""
-    ours, theirs = set(val.listing.classes), set(train.listing.classes)
-    if ours == theirs:
-        pairs = zip(val.listing.classes, train.listing.classes, strict=True)
-        at, pair = next(((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1]), (0, None))
-        if pair is not None:
-            raise ValueError(
-                f"got the classes of data.train in another order, must be the same: label {at} is {pair[0]} here and "
-                f"{pair[1]} in data.train. Use sources of one kind, or give both the same class list."
-            )
-        return
-    differences = [
-        f"{', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''} only in data.{setting}"
-        for names, setting in ((ours - theirs, "val"), (theirs - ours, "train"))
-        if names
-    ]
-    raise ValueError(
-        f"got {len(ours)} classes, must be the {len(theirs)} of data.train, but there is {'; '.join(differences)}. "
-        "Give both the same class folders, with an image in each."
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +208,14 @@ def _open_tar(asked: Asked) -> Tars:
             "Make all of them in one form."
         )
     if any(labelled):
-        listing, places = list_webdataset(spec, files.paths, indexes)
+        field = Field(asked.options.get("label"), _target(asked.options))
+        listing, places = list_webdataset(spec, files.paths, indexes, field)
         return Tars(listing, files, places)
+    if asked.options:
+        raise ValueError(
+            f"got {spec!r}, but these tars have no labels beside their images (.json). "
+            f"Take {' and '.join(asked.options)} out: folders are the classes."
+        )
     return _tars_of_folders(spec, files, indexes)
 
 
@@ -287,6 +272,8 @@ def _part(source: Source, split: Split, options: dict[str, str]) -> Source:
         number = _number("per_class", options["per_class"], int, "a whole number from 1 on")
         if number < 1:
             raise ValueError(f"per_class: got {number}, must be 1 or more. Give how many samples of a class to keep.")
+        if source.listing.target.kind != "class":
+            raise ValueError(f"per_class: got {number}, but labels are {source.listing.target}. Take per_class out.")
         source = _take(source, at_most_per_class(source.listing, number, seed))
     return source
 
@@ -303,8 +290,17 @@ def _number(name: str, text: str, kind: Callable[[str], Number], allowed: str) -
 
 
 def _open_parquet(asked: Asked) -> Source:
-    columns = {"image": "image", "label": "label"} | dict(asked.options)
-    return open_parquet(asked.spec, asked.path, **columns)
+    options = asked.options
+    columns = Columns(options.get("image", "image"), options.get("label", "label"), _target(options))
+    return open_parquet(asked.spec, asked.path, columns)
+
+
+def _target(options: Mapping[str, str]) -> TargetKind | None:
+    """What the label is said to be; None where its type decides."""
+    said = options.get("target")
+    if said is not None and said not in KINDS:
+        raise ValueError(f"target: got {said!r}, must be one of {', '.join(KINDS)}. Repair the option.")
+    return next((kind for kind in KINDS if kind == said), None)
 
 
 def _open_shards(asked: Asked) -> Source:
@@ -334,4 +330,4 @@ SOURCES: dict[str, Callable[[Asked], Source]] = {
 }
 FORMS = {name: name if name == "digits" else f"{name}:PATH" for name in SOURCES}
 PART_OPTIONS = ("val_fraction", "split_seed", "per_class")
-OWN_OPTIONS = {"parquet": ("image", "label")}
+OWN_OPTIONS = {"parquet": ("image", "label", "target"), "tar": ("label", "target")}

@@ -29,7 +29,10 @@ def held_out(listing: Listing, fraction: float, seed: int) -> NDArray[np.bool_]:
 
 
 def at_most_per_class(listing: Listing, number: int, seed: int) -> NDArray[np.int64]:
-    """The indices of at most `number` samples of each class, rising: those of the smallest hashes."""
+    """The indices of at most `number` samples of each class, rising: those of the smallest hashes.
+
+    Only for labels of one class; a sample whose label is refused counts for the first.
+    """
     by_class = np.lexsort((_hashes(listing, "subset", seed), listing.labels))
     labels = listing.labels[by_class]
     rank = np.arange(len(labels)) - np.searchsorted(labels, labels)

@@ -5,6 +5,9 @@ finished blocks passes through the object store. A block is one row, one chunk; 
 byte makes each leave its task as soon as it is made, neither merged with the next nor cut. Every chunk is a
 fresh array: an array reused between yields would be overwritten while Ray still holds it.
 
+Actors go to nodes with the label of FEEDERS first, to any other when those are full or there are none. Each works in
+one thread. The tasks that make numbers claim no CPU, or nodes that are full of actors would leave them none.
+
 Order: `preserve_order` keeps blocks in the order of their numbers and deals them round-robin to the ranks of
 `streaming_split` (Ray 2.60, OutputSplitter: with preserve_order it ignores locality; the loader checks the
 address of every chunk all the same). Train ignores a dataset's own execution options, hence `OrderedSplit`.
@@ -29,14 +32,20 @@ from pipelines.order import Epoch, Position
 from pipelines.produce import Recipe
 from pipelines.quarantine import Replaced
 
+FEEDERS = {"convoy/role": "data"}  # the label of nodes that decode and augment for those that train; docs/clusters.md
+ANYWHERE: list[dict[str, Any]] = [{"label_selector": {}}]
 MAX_CHUNKS_PER_TASK = 8  # between two tasks the executor leaves an actor idle for about 100 ms
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The actors that run a stream: how many, and the CPUs that each holds."""
+    """The actors that run a stream: at least and at most how many, and the CPUs that each holds.
 
-    actors: int
+    Between the two Ray Data adds actors while they are busy and there are CPUs, and takes away idle ones.
+    """
+
+    min_actors: int
+    max_actors: int
     cpus_per_actor: float
 
 
@@ -68,8 +77,8 @@ class Stream:
         """The stream as a dataset of one row a chunk, in the order of the layout."""
         layout = self.layout(world_size)
         dataset = ray.data.read_datasource(
-            _ChunkNumbers(layout.num_chunks, _chunks_per_task(layout.num_chunks, self.pool.actors)),
-            num_cpus=self.pool.cpus_per_actor,
+            _ChunkNumbers(layout.num_chunks, _chunks_per_task(layout.num_chunks, self.pool.max_actors)),
+            num_cpus=0,
             override_num_blocks=1,
         ).map_batches(
             _Produce,
@@ -77,7 +86,9 @@ class Stream:
             batch_size=1,
             batch_format="numpy",
             num_cpus=self.pool.cpus_per_actor,
-            compute=ActorPoolStrategy(size=self.pool.actors),
+            compute=ActorPoolStrategy(min_size=self.pool.min_actors, max_size=self.pool.max_actors),
+            label_selector=FEEDERS,
+            fallback_strategy=ANYWHERE,
         )
         dataset.context.target_max_block_size = 1
         return dataset
@@ -141,8 +152,8 @@ class ChunkMaker:
     """Makes chunk number i as arrays: what an actor yields and a loader takes apart.
 
     Shapes: address (4,) epoch, first step, steps, rank; images (steps_per_chunk, share, H, W, C) uint8;
-    labels, keys and, if the recipe has checksums, crc32 (steps_per_chunk, share). Padding is zero. replaced (): the
-    samples that could not be read and what replaces them, as JSON.
+    labels (steps_per_chunk, share, ...); keys and, if the recipe has checksums, crc32 (steps_per_chunk, share). Padding
+    is zero. replaced (): the samples that could not be read and what replaces them, as JSON.
     """
 
     recipe: Recipe
@@ -156,7 +167,7 @@ class ChunkMaker:
         arrays = {
             "address": np.array([chunk.epoch, chunk.first_step, chunk.num_steps, chunk.rank]),
             "images": np.empty((*rows, *self.sample_shape), np.uint8),
-            "labels": np.zeros(rows, np.int64),
+            "labels": self.recipe.source.listing.target.zeros(rows),
             "keys": np.zeros(rows, np.uint64),
         }
         if self.recipe.checksums:

@@ -20,8 +20,10 @@ from PIL import Image
 
 from pipelines.check import BadSample
 from pipelines.decode import UndecodableImage, decode
+from pipelines.listing import Listing
 from pipelines.order import order
 from pipelines.sources import Source
+from pipelines.targets import Labels, Target
 
 MAX_AUTO_SIZE = 224
 _NUM_MEASURED = 101  # samples whose median short side decides an `auto` size
@@ -57,11 +59,15 @@ class Colours:
 
 @dataclass(frozen=True)
 class DataStats:
-    """`widths`, `heights` as in the headers; `duplicates`: the ids of each group of samples with the same bytes."""
+    """`classes`: how many samples have each; `values`: the range of each, both without samples whose label is refused.
+
+    `widths`, `heights` as in the headers; `duplicates`: the ids of each group of samples with the same bytes."""
 
     num_samples: int
     num_bytes: int
+    target: Target
     classes: tuple[tuple[str, int], ...]
+    values: tuple[Range, ...]
     widths: Range
     heights: Range
     colours: Colours
@@ -113,17 +119,36 @@ def collect(
                 totals.add(index, listing.ids[index].as_py(), one)
     if not totals.num_coloured:
         raise ValueError(f"SOURCE: none of {int(chosen.sum())} samples can be decoded. See convoy check-data.")
-    counts = np.bincount(listing.labels, minlength=len(listing.classes)).tolist()
     return DataStats(
         num_samples=len(listing),
         num_bytes=totals.num_bytes,
-        classes=tuple(zip(listing.classes, counts, strict=True)),
+        target=listing.target,
+        classes=tuple(zip(listing.classes, _class_counts(listing), strict=True)),
+        values=_value_ranges(listing),
         widths=_range(totals.widths),
         heights=_range(totals.heights),
         colours=totals.colours(size),
         duplicates=tuple(tuple(ids) for ids in totals.ids_of.values() if len(ids) > 1),
         bad=tuple(totals.bad),
     )
+
+
+def _accepted(listing: Listing) -> Labels:
+    return np.delete(listing.labels, sorted(listing.refused), axis=0)
+
+
+def _class_counts(listing: Listing) -> list[int]:
+    """How many samples have each class; none where labels are values."""
+    labels = _accepted(listing)
+    if listing.target.kind == "classes":
+        return labels.sum(axis=0, dtype=np.int64).tolist()
+    return np.bincount(labels, minlength=len(listing.classes)).tolist() if listing.target.kind == "class" else []
+
+
+def _value_ranges(listing: Listing) -> tuple[Range, ...]:
+    if listing.target.kind != "values":
+        return ()
+    return tuple(_range(column) for column in _accepted(listing).T.astype(np.float64).tolist())
 
 
 class _Totals:

@@ -118,6 +118,9 @@ class ConstantConfig(Section):
 ScheduleConfig = Annotated[CosineConfig | StepsConfig | ConstantConfig, Field(discriminator="name")]
 
 
+LossName = Literal["auto", "cross_entropy", "binary_cross_entropy", "mean_squared_error", "smooth_l1"]
+
+
 class TrainConfig(Section):
     """How to train.
 
@@ -125,7 +128,9 @@ class TrainConfig(Section):
     `global_batch`: samples all workers together consume in a step; it stays the same whatever their number.
     `accumulate`: parts that a worker's share of a step is computed in, to save memory; the numbers stay the
         same but for models with batch statistics.
-    `label_smoothing`: Szegedy et al. 2016 (arXiv:1512.00567), section 7.
+    `loss`: `auto` is what the labels call for: cross_entropy for one class a sample, binary_cross_entropy for several,
+        mean_squared_error for values, for which there is smooth_l1 too.
+    `label_smoothing`: Szegedy et al. 2016 (arXiv:1512.00567), section 7; only for one class a sample.
     `clip_grad_norm`: the largest 2-norm of all gradients together; 0 is off.
     `ema_decay`: an average of the weights, w_avg <- decay * w_avg + (1 - decay) * w after each step, is
         evaluated and kept beside the weights; 0 is off.
@@ -138,6 +143,7 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = CosineConfig()
     accumulate: int = Field(default=1, ge=1)
+    loss: LossName = "auto"
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     clip_grad_norm: float = Field(default=0.0, ge=0.0)
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -220,7 +226,7 @@ class CheckpointConfig(Section):
 
     `every_steps`: optimizer steps between commits inside an epoch; 0 commits only at the end of each epoch,
         where a run always commits.
-    `keep`: the newest commits to keep, beside the best by validation accuracy.
+    `keep`: the newest commits to keep, beside the best in validation (docs/data.md says by which figure).
     """
 
     every_steps: int = Field(default=0, ge=0)

@@ -11,6 +11,7 @@ from orchestrator.report.markup import Html, figure, key, nothing
 from orchestrator.report.record import Floats, Record
 from orchestrator.report.series import Series, smooth, smoothing_window
 from orchestrator.report.wording import duration
+from orchestrator.training.measures import Measure
 from orchestrator.training.phases import PHASES
 
 # Events worth a mark -> CSS class; the first of those that fall together gives the colour.
@@ -24,9 +25,10 @@ def loss_by_step(record: Record) -> Html:
     return _step_figure(record, "Training loss by step", lines, loss_axis(lines[0].y))
 
 
-def accuracy_by_step(record: Record) -> Html:
-    lines = _step_lines(record, record.steps.column("accuracy"))
-    return _step_figure(record, "Training accuracy by step", lines, outward(lines[0].y, SHARE))
+def figure_by_step(record: Record) -> Html:
+    """What training is judged by, such as the accuracy."""
+    measure, lines = record.steps.measure, _step_lines(record, record.steps.column("figure"))
+    return _step_figure(record, f"Training {measure.title} by step", lines, outward(lines[0].y, _units(measure)))
 
 
 def learning_rate(record: Record) -> Html:
@@ -50,13 +52,17 @@ def throughput(record: Record) -> Html:
 
 
 def loss_by_epoch(record: Record) -> Html:
-    lines = _epoch_lines(record, "train_loss", "val_loss")
+    lines = _epoch_lines(record, [(epoch.train_loss, epoch.val_loss) for epoch in record.epochs])
     return _epoch_figure(record, "Loss by epoch", lines, loss_axis(_all_values(lines)))
 
 
-def accuracy_by_epoch(record: Record) -> Html:
-    lines = _epoch_lines(record, "train_accuracy", "val_accuracy")
-    return _epoch_figure(record, "Accuracy by epoch", lines, outward(_all_values(lines), SHARE))
+def figure_by_epoch(record: Record) -> Html:
+    """What says which commit is best; training has no such figure where it takes all outputs at once."""
+    measure = record.measures[0]
+    pairs = [tuple(part.get(measure.name, np.nan) for part in (epoch.train, epoch.val)) for epoch in record.epochs]
+    lines = _epoch_lines(record, pairs)
+    title = f"{measure.title[0].upper() + measure.title[1:] if measure.title.islower() else measure.title} by epoch"
+    return _epoch_figure(record, title, lines, outward(_all_values(lines), _units(measure)))
 
 
 def phases_over_time(record: Record) -> Html:
@@ -103,10 +109,15 @@ def _step_lines(record: Record, values: Floats) -> list[Series]:
     return [raw, Series(f"mean of {window}", "train", steps, smooth(raw.y, window))]
 
 
-def _epoch_lines(record: Record, train: str, val: str) -> list[Series]:
+def _epoch_lines(record: Record, pairs: Sequence[Sequence[float]]) -> list[Series]:
+    """`pairs`: a figure of each epoch, in training and in validation."""
     x = np.array([float(epoch.epoch) for epoch in record.epochs])
-    columns = [np.array([getattr(epoch, name) for epoch in record.epochs], np.float64) for name in (train, val)]
+    columns = np.array(pairs, np.float64).reshape(-1, 2).T
     return [Series("train", "train", x, columns[0]), Series("validation", "val", x, columns[1])]
+
+
+def _units(measure: Measure) -> Units:
+    return SHARE if measure.share else PLAIN
 
 
 def _step_figure(record: Record, title: str, lines: Sequence[Series], y: Axis) -> Html:

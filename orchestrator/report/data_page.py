@@ -31,7 +31,8 @@ def print_stats(stats: DataStats, console: Console) -> None:
     """Print the same figures; long lists are cut, and said to be."""
     console.print(_terminal_table(("", "value"), _summary(stats)))
     rows = ((name, count(number), percent(number / stats.num_samples, 1)) for name, number in stats.classes)
-    console.print(_terminal_table(("class", "samples", "share"), rows))
+    if stats.classes:
+        console.print(_terminal_table(("class", "samples", "share"), rows))
     for heading, lines in (("duplicates", _duplicate_lines(stats)), ("bad", _bad_lines(stats))):
         for line in lines[:MAX_SHOWN]:
             console.print(f"{heading}: {line}", markup=False, highlight=False, soft_wrap=True)
@@ -62,7 +63,9 @@ def _summary(stats: DataStats) -> Iterator[tuple[str, str]]:
     colours = stats.colours
     yield "samples", count(stats.num_samples)
     yield "bytes", size(stats.num_bytes)
-    yield "classes", count(len(stats.classes))
+    yield "target", str(stats.target)
+    for number, values in enumerate(stats.values):
+        yield f"value {number}, least / median / most", _value_range(values)
     for name, values in (("width", stats.widths), ("height", stats.heights)):
         yield f"{name}, least / median / most", _range(values)
     yield f"colours of {count(colours.num_samples)} samples at", f"{colours.image_size} x {colours.image_size}"
@@ -84,7 +87,7 @@ def _page(source: str, stats: DataStats) -> str:
             element("h1", source),
         ),
         _tiles(stats),
-        _section("Classes", _classes(stats)),
+        _section("Classes", _classes(stats)) if stats.classes else _section("Values", _values(stats)),
         _section("Colours", _colours(stats.colours)),
         _section("Equal files", _lines(_duplicate_lines(stats), "No two files are equal.")),
         _section("Bad samples", _lines(_bad_lines(stats), "Every sample can be decoded.")),
@@ -99,11 +102,10 @@ def _page(source: str, stats: DataStats) -> str:
 
 
 def _tiles(stats: DataStats) -> Html:
-    counts = [number for _, number in stats.classes]
     extra = sum(len(ids) - 1 for ids in stats.duplicates)
     tiles = (
         ("Samples", count(stats.num_samples), size(stats.num_bytes)),
-        ("Classes", count(len(counts)), f"{count(min(counts))} to {count(max(counts))} samples each"),
+        _target_tile(stats),
         ("Width", count(stats.widths.median), f"median; {count(stats.widths.low)} to {count(stats.widths.high)}"),
         ("Height", count(stats.heights.median), f"median; {count(stats.heights.low)} to {count(stats.heights.high)}"),
         ("Equal files", count(extra), f"that stand beside another, in {count(len(stats.duplicates))} groups"),
@@ -119,8 +121,20 @@ def _tiles(stats: DataStats) -> Html:
     )
 
 
+def _target_tile(stats: DataStats) -> tuple[str, str, str]:
+    if not stats.classes:
+        return "Values", count(len(stats.values)), "numbers that each sample has for its label"
+    counts = [number for _, number in stats.classes]
+    return "Classes", count(len(counts)), f"{count(min(counts))} to {count(max(counts))} samples each"
+
+
+def _values(stats: DataStats) -> Html:
+    numbers = [Row((str(i), *(f"{x:.6g}" for x in (v.low, v.median, v.high)))) for i, v in enumerate(stats.values)]
+    return _cut([("value", "num"), ("least", "num"), ("median", "num"), ("most", "num")], numbers)
+
+
 def _classes(stats: DataStats) -> Html:
-    most = max(number for _, number in stats.classes)
+    most = max(1, *(number for _, number in stats.classes))
     rows = [
         Row((name, count(number), percent(number / stats.num_samples, 1), _bar(number / most)))
         for name, number in stats.classes
@@ -185,6 +199,10 @@ def _section(title: str, *inside: str) -> Html:
 
 def _range(values: Range) -> str:
     return f"{count(values.low)} / {count(values.median)} / {count(values.high)}"
+
+
+def _value_range(values: Range) -> str:
+    return " / ".join(f"{value:.6g}" for value in (values.low, values.median, values.high))
 
 
 def _numbers(values: Floats) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.report.record import Floats, Record, number
+from orchestrator.training.measures import Measure
 from orchestrator.training.phases import PHASES
 
 UNFINISHED = "unfinished"  # no result yet: the run goes on or was killed; its folder cannot tell which
@@ -22,12 +23,13 @@ WALL_PARTS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """The key figures; NaN where the run has none yet."""
+    """The key figures; NaN where the run has none yet. `val`, `best_val`: of `measure`, by which it is judged."""
 
     status: str
-    val_accuracy: float
+    measure: Measure
+    val: float
     val_loss: float
-    best_val_accuracy: float
+    best_val: float
     best_epoch: int | None
     epochs: float
     steps: float
@@ -42,15 +44,19 @@ class Figures:
 def figures(record: Record) -> Figures:
     """The key figures of a run, finished or not."""
     result, steps, epochs = record.result, record.steps, record.epochs
-    evaluated = [epoch for epoch in epochs if math.isfinite(epoch.val_accuracy)]
-    best = max(evaluated, key=lambda epoch: epoch.val_accuracy, default=None)
+    measure = record.measures[0]
+    evaluated = [epoch for epoch in epochs if math.isfinite(epoch.val.get(measure.name, math.nan))]
+    best = max(evaluated, key=lambda epoch: measure.merit(epoch.val[measure.name]), default=None)
+    newest = evaluated[-1].val[measure.name] if evaluated else math.nan
+    highest = best.val[measure.name] if best else math.nan
     step_s, samples = np.nansum(steps.column("step_s")), np.nansum(steps.column("samples"))
     seconds = phase_seconds(record)
     return Figures(
         status=str(result.get("status", UNFINISHED)),
-        val_accuracy=_first(result, "val_accuracy", evaluated[-1].val_accuracy if evaluated else math.nan),
+        measure=measure,
+        val=_first(result, f"val_{measure.name}", newest),
         val_loss=_first(result, "val_loss", evaluated[-1].val_loss if evaluated else math.nan),
-        best_val_accuracy=_first(result, "best_val_accuracy", best.val_accuracy if best else math.nan),
+        best_val=_first(result, f"best_val_{measure.name}", highest),
         best_epoch=best.epoch if best else None,
         epochs=_first(result, "epochs", float(len(epochs))),
         steps=_first(result, "steps", float(steps.column("step")[-1]) if len(steps) else 0.0),

@@ -9,6 +9,7 @@ from orchestrator.report.figures import UNFINISHED, WALL_PARTS, Figures, figures
 from orchestrator.report.markup import Html, element, folded, nothing
 from orchestrator.report.record import Record, number
 from orchestrator.report.style import style_sheet
+from orchestrator.report.tables import figure_of
 from orchestrator.report.wording import count, duration, moment, percent
 from orchestrator.report.wording import number as figure_text
 from orchestrator.training.phases import PHASES
@@ -77,8 +78,8 @@ def _tiles(record: Record, key: Figures) -> Html:
     best = f"epoch {key.best_epoch}" if key.best_epoch is not None else ""
     redone = record.steps.num_redone
     tiles = (
-        ("Validation accuracy", percent(key.val_accuracy), f"loss {figure_text(key.val_loss)}"),
-        ("Best validation accuracy", percent(key.best_val_accuracy), best),
+        (f"Validation {key.measure.title}", figure_of(key.measure, key.val), f"loss {figure_text(key.val_loss)}"),
+        (f"Best validation {key.measure.title}", figure_of(key.measure, key.best_val), best),
         ("Epochs", count(key.epochs), f"of {count(planned)}" if math.isfinite(planned) else ""),
         ("Steps", count(key.steps), f"{count(key.samples_seen)} samples"),
         ("Images per second", count(key.images_per_s), "of all workers together"),
@@ -105,8 +106,8 @@ def _curves(record: Record) -> Html:
     charts = (
         curves.loss_by_step,
         curves.loss_by_epoch,
-        curves.accuracy_by_step,
-        curves.accuracy_by_epoch,
+        curves.figure_by_step,
+        curves.figure_by_epoch,
         curves.learning_rate,
         curves.throughput,
     )

@@ -17,17 +17,18 @@ import yaml
 from numpy.typing import NDArray
 
 from orchestrator.errors import InputError
+from orchestrator.training.measures import MEASURES, Measure
 from orchestrator.training.phases import PHASES
 
 Floats = NDArray[np.float64]
 
-_FIELDS = ("step", "epoch", "time", "attempt", "samples", "loss", "accuracy", "lr", "step_s")
+_FIELDS = ("step", "epoch", "time", "attempt", "samples", "loss", "figure", "lr", "step_s")
 _STEP, _TIME, _STEP_S = (_FIELDS.index(name) for name in ("step", "time", "step_s"))
 
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """One row an optimizer step, sorted by step; columns are named as in metrics.jsonl.
+    """One row an optimizer step, sorted by step; columns are named as in metrics.jsonl, `figure` is that of `measure`.
 
     NaN stands where a figure is missing or not finite.
     `num_redone` and `redone_s`: rows that a later attempt did again; they are not in the columns.
@@ -36,6 +37,7 @@ class Steps:
     rows: Floats
     num_redone: int
     redone_s: float
+    measure: Measure
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,14 +53,14 @@ class Steps:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch line of metrics.jsonl; NaN where a figure is missing or not finite."""
+    """One epoch line of metrics.jsonl; NaN where a number is missing or not finite. `train`, `val`: figures by name."""
 
     epoch: int
     step: int
     train_loss: float
-    train_accuracy: float
     val_loss: float
-    val_accuracy: float
+    train: dict[str, float]
+    val: dict[str, float]
     images_per_s: float
     data_wait_share: float
     evaluation_s: float
@@ -96,6 +98,14 @@ class Record:
     notes: tuple[str, ...]
 
     @property
+    def measures(self) -> tuple[Measure, ...]:
+        """By what the run is judged, in the order of tables; the first is the one that decides which commit is best."""
+        names = {name for epoch in self.epochs for name in epoch.val}
+        told = {str(name).removeprefix("val_") for name in self.result}
+        found = tuple(measure for name, measure in MEASURES.items() if name in names | told)
+        return found or (self.steps.measure,)
+
+    @property
     def started(self) -> float:
         """When the run first gave a sign of life, Unix seconds; NaN if it has not."""
         return min(self._times(), default=math.nan)
@@ -121,13 +131,13 @@ def read_record(folder: Path) -> Record:
         raise InputError(f"report: got {str(folder)!r}, must be the folder of a run. Try one of the folders in runs/.")
     notes: list[str] = []
     text, experiment = _read_experiment(folder / "experiment.yaml", notes)
-    rows, epochs = _read_metrics(folder / "metrics.jsonl", notes)
+    rows, measure, epochs = _read_metrics(folder / "metrics.jsonl", notes)
     events = _read_events(folder / "events.jsonl", rows, notes)
     return Record(
         folder=folder,
         experiment_text=text,
         experiment=experiment,
-        steps=_last_attempts(rows),
+        steps=_last_attempts(rows, measure),
         epochs=epochs,
         events=events,
         result=_read_result(folder / "result.json", events, notes),
@@ -156,18 +166,21 @@ def _read_experiment(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]
     return text, {}
 
 
-def _read_metrics(path: Path, notes: list[str]) -> tuple[Floats, tuple[Epoch, ...]]:
-    """All step rows in the order of the file, every attempt, and the last line of each epoch."""
+def _read_metrics(path: Path, notes: list[str]) -> tuple[Floats, Measure, tuple[Epoch, ...]]:
+    """All step rows in the order of the file, every attempt; by what they judge; and the last line of each epoch."""
     flat = array("d")  # 17 floats a step: a million steps stay below 150 MB
     epochs: dict[int, Epoch] = {}
+    measure: Measure | None = None
     for line in _json_lines(path, notes):
         if line.get("kind") == "step" and math.isfinite(number(line.get("step"))):
-            flat.extend(number(line.get(name)) for name in _FIELDS)
+            measure = measure or next((MEASURES[name] for name in MEASURES if name in line), None)
+            judged = line | {"figure": line.get(measure.name)} if measure else line
+            flat.extend(number(judged.get(name)) for name in _FIELDS)
             flat.extend(_phase_seconds(line))
         elif line.get("kind") == "epoch" and isinstance(line.get("epoch"), int):
             epochs[line["epoch"]] = _epoch(line)
     rows = np.array(flat, np.float64).reshape(-1, len(_FIELDS) + len(PHASES))
-    return rows, tuple(epochs[key] for key in sorted(epochs))
+    return rows, measure or MEASURES["accuracy"], tuple(epochs[key] for key in sorted(epochs))
 
 
 def _phase_seconds(line: dict[str, Any]) -> list[float]:
@@ -177,29 +190,27 @@ def _phase_seconds(line: dict[str, Any]) -> list[float]:
 
 def _epoch(line: dict[str, Any]) -> Epoch:
     step = number(line.get("step"))
-    names = (
-        "train_loss",
-        "train_accuracy",
-        "val_loss",
-        "val_accuracy",
-        "images_per_s",
-        "data_wait_share",
-        "evaluation_s",
+    names = ("train_loss", "val_loss", "images_per_s", "data_wait_share", "evaluation_s")
+    train, val = (
+        {name: number(line[prefix + name]) for name in MEASURES if prefix + name in line}
+        for prefix in ("train_", "val_")
     )
     return Epoch(
         epoch=line["epoch"],
         step=int(step) if math.isfinite(step) else 0,
+        train=train,
+        val=val,
         seconds=tuple(_phase_seconds(line)),
         **{name: number(line.get(name)) for name in names},
     )
 
 
-def _last_attempts(rows: Floats) -> Steps:
+def _last_attempts(rows: Floats, measure: Measure) -> Steps:
     """The last line of each step, sorted by step."""
     _, newest = np.unique(rows[::-1, _STEP], return_index=True)
     kept = len(rows) - 1 - newest
     redone = np.delete(rows[:, _STEP_S], kept)
-    return Steps(rows=rows[kept], num_redone=len(redone), redone_s=float(np.nansum(redone)))
+    return Steps(rows=rows[kept], num_redone=len(redone), redone_s=float(np.nansum(redone)), measure=measure)
 
 
 def _read_events(path: Path, rows: Floats, notes: list[str]) -> tuple[Event, ...]:

@@ -1,5 +1,6 @@
 """The tables of a run: phases, slowest steps, events, figures by epoch, versions."""
 
+import math
 from itertools import groupby
 
 import numpy as np
@@ -10,6 +11,7 @@ from orchestrator.report.markup import Html, Row, element, folded, join, nothing
 from orchestrator.report.record import Event, Record, number
 from orchestrator.report.wording import count, duration, percent, since, size
 from orchestrator.report.wording import number as figure_text
+from orchestrator.training.measures import Measure
 from orchestrator.training.phases import PHASES
 
 MAX_ROWS = 200  # of a table; what is left out is said
@@ -80,17 +82,19 @@ def event_table(record: Record) -> Html:
 
 def epoch_table(record: Record) -> Html:
     """The figures of each epoch, newest last."""
-    columns = [(name, "num") for name in ("epoch", "step", "train loss", "train acc.", "val. loss", "val. acc.")]
-    columns += [(name, "num") for name in ("images/s", "data wait", "evaluation")]
+    trained = [m for m in record.measures if any(m.name in epoch.train for epoch in record.epochs)]
+    names = ["epoch", "step", "train loss", *(f"train {m.short}" for m in trained)]
+    names += ["val. loss", *(f"val. {m.short}" for m in record.measures), "images/s", "data wait", "evaluation"]
+    columns = [(name, "num") for name in names]
     rows = [
         Row(
             (
                 str(epoch.epoch),
                 count(epoch.step),
                 figure_text(epoch.train_loss),
-                percent(epoch.train_accuracy),
+                *(figure_of(measure, epoch.train.get(measure.name, math.nan)) for measure in trained),
                 figure_text(epoch.val_loss),
-                percent(epoch.val_accuracy),
+                *(figure_of(measure, epoch.val.get(measure.name, math.nan)) for measure in record.measures),
                 count(epoch.images_per_s),
                 percent(epoch.data_wait_share, 1),
                 duration(epoch.evaluation_s),
@@ -100,6 +104,11 @@ def epoch_table(record: Record) -> Html:
     ]
     newest = f" (the last {MAX_ROWS})" if len(record.epochs) > MAX_ROWS else ""
     return folded(f"Figures of {len(record.epochs)} epochs{newest}", table(columns, rows))
+
+
+def figure_of(measure: Measure, value: float) -> str:
+    """What a run is judged by, as text."""
+    return percent(value) if measure.share else figure_text(value)
 
 
 def versions_table(record: Record) -> Html:

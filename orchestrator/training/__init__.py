@@ -6,7 +6,10 @@ optim.py                the optimizer of an experiment
 schedule.py             the learning rate of a step; pure
 precision.py            in which arithmetic: autocast, loss scaling
 regularize.py           label smoothing, average of weights
-evaluate.py             accuracy over all samples by all workers, exactly
+losses.py               what is minimised, for each kind of target
+tasks.py                how each kind of target is learned and judged: the table of losses and figures
+measures.py             the figures by name: titles, which way is better
+evaluate.py             loss and figures over all samples by all workers, exactly
 progress.py             how far a run has come, as plain numbers
 phases.py               the parts that every second is split into
 accounting.py           the clock that splits it

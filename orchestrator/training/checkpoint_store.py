@@ -70,7 +70,7 @@ class CheckpointStore:
     def commit(self, snapshot: Snapshot, *, score: float | None) -> Commit:
         """Write a snapshot; then delete later steps, what is not to be kept, and what killed writers left.
 
-        `score` is the validation accuracy, None in mid-epoch.
+        `score` says how good it is in evaluation, larger is better; None in mid-epoch.
         Raises: CheckpointError if it cannot be written; earlier commits stay as they are.
         """
         started = time.perf_counter()

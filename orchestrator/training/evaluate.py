@@ -2,25 +2,38 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from orchestrator.strategies.base import Strategy
 from orchestrator.training.learner import Learner
-from orchestrator.training.progress import Sums
-from orchestrator.training.regularize import summed_loss
+from orchestrator.training.measures import Figures
 from pipelines.device import ToDevice
 from pipelines.loader import Batch
 from pipelines.order import Epoch
 
 
-def evaluate(learner: Learner, strategy: Strategy, batches: Iterator[Batch], epoch: Epoch, to_device: ToDevice) -> Sums:
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of it: the mean loss, and each figure of the task."""
+
+    mean_loss: float
+    samples: int
+    figures: Figures
+
+
+def evaluate(
+    learner: Learner, strategy: Strategy, batches: Iterator[Batch], epoch: Epoch, to_device: ToDevice
+) -> Evaluation:
     """Go once over the samples of `epoch` with the averaged weights, if there are any, else the weights.
 
-    The loss is cross entropy without label smoothing. Every worker gets the sums over all of them.
+    The loss is without label smoothing. Every worker gets the figures of all of them.
     """
-    model = learner.model
-    totals = torch.zeros(3, dtype=torch.float64, device=learner.device)
+    model, task = learner.model, learner.task
+    totals = torch.zeros(2 + learner.num_counts, dtype=torch.float64, device=learner.device)
+    everything = _Everything(epoch.num_samples, learner) if task.over_all else None
     model.eval()
     with learner.average.applied_to(model) if learner.average else nullcontext(), torch.inference_mode():
         strategy.share_buffers(model)
@@ -30,11 +43,33 @@ def evaluate(learner: Learner, strategy: Strategy, batches: Iterator[Batch], epo
                 continue
             images, targets = to_device(batch, training=False)
             with learner.precision.autocast():
-                logits = model(images)
-            totals[0] += summed_loss(logits, targets, 0.0)
-            totals[1] += (logits.argmax(1) == targets.labels).sum()
-            totals[2] += len(targets)
+                outputs = model(images)
+            totals[0] += learner.loss(outputs, targets, 0.0)
+            totals[1] += len(targets)
+            totals[2:] += task.counts(outputs, targets.labels)
+            if everything is not None:
+                everything.add(batch.positions, outputs, targets.labels)
     model.train()
-    loss, correct, samples = strategy.sum(totals)().tolist()
+    loss, samples, *counts = strategy.sum(totals)().tolist()
     assert int(samples) == epoch.num_samples, f"evaluated {samples} of {epoch.num_samples} samples"
-    return Sums(loss, correct, int(samples))
+    figures = task.figures(counts, int(samples))
+    if everything is not None:
+        outputs, labels = everything.of_all(strategy)
+        figures = {name: figure(outputs, labels) for name, figure in task.over_all.items()} | figures
+    return Evaluation(loss / samples, int(samples), figures)
+
+
+class _Everything:
+    """Outputs and labels of all samples by position, on every worker: those of others are zero until added up."""
+
+    def __init__(self, num_samples: int, learner: Learner) -> None:
+        shape, device = (num_samples, learner.width), learner.device
+        self._outputs = torch.zeros(shape, device=device)
+        self._labels = torch.zeros(shape, dtype=torch.uint8, device=device)
+
+    def add(self, positions: range, outputs: Tensor, labels: Tensor) -> None:
+        self._outputs[positions.start : positions.stop] = outputs.float()
+        self._labels[positions.start : positions.stop] = labels
+
+    def of_all(self, strategy: Strategy) -> tuple[Tensor, Tensor]:
+        return strategy.sum(self._outputs)(), strategy.sum(self._labels)()

@@ -11,17 +11,25 @@ from orchestrator.training.optim import build_optimizer
 from orchestrator.training.precision import Precision
 from orchestrator.training.progress import Progress
 from orchestrator.training.regularize import WeightAverage
+from orchestrator.training.tasks import TASKS
+from pipelines.targets import Target
 
 
 class Learner:
-    """A model on its device with optimizer, precision and, if asked for, the average of its weights."""
+    """A model on its device with optimizer, precision and, if asked for, the average of its weights.
 
-    def __init__(self, experiment: Experiment, model: nn.Module, device: torch.device) -> None:
+    `task`, `loss`, `num_counts`: how what it puts out, `width` numbers a sample, is judged.
+    """
+
+    def __init__(self, experiment: Experiment, model: nn.Module, device: torch.device, target: Target) -> None:
         memory_format = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
         self.device = device
         self.model = model.to(device=device).to(memory_format=memory_format)
         self.optimizer = build_optimizer(self.model, experiment.train.optimizer)
         self.precision = Precision(experiment.precision, device)
+        self.task = TASKS[target.kind]
+        self.loss = self.task.loss(experiment.train.loss)
+        self.width, self.num_counts = target.width, self.task.num_counts(target.width)
         decay = experiment.train.ema_decay
         self.average = WeightAverage(self.model, decay) if decay > 0 else None
 

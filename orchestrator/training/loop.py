@@ -15,8 +15,8 @@ from orchestrator.training.accounting import Seconds, StepClock, data_wait_share
 from orchestrator.training.checkpoint_store import CheckpointStore
 from orchestrator.training.evaluate import evaluate
 from orchestrator.training.learner import Learner
+from orchestrator.training.measures import prefixed
 from orchestrator.training.progress import Progress
-from orchestrator.training.regularize import summed_loss
 from orchestrator.training.schedule import rate
 from pipelines.device import Targets, ToDevice
 from pipelines.loader import Batch
@@ -92,11 +92,11 @@ def train(training: Training) -> str:
             clock.flush()
             _end_epoch(training)
             clock.pause()
-            _commit(training, progress.val_accuracy)
+            _commit(training, evaluated=True)
             clock.lap("checkpoint")
         elif stop or (every and progress.steps % every == 0):
             clock.flush()
-            _commit(training, None)
+            _commit(training, evaluated=False)
             clock.lap("checkpoint")
         if stop and progress.position.epoch < experiment.train.epochs:
             return "stopped"
@@ -121,14 +121,15 @@ def _step(training: Training, wrapped: nn.Module, clock: StepClock) -> bool:
     learner.precision.step(learner.optimizer, config.clip_grad_norm)
     if learner.average is not None:
         learner.average.update(learner.model)
-    loss, correct, samples, stop, replaced, *bad_ranks = totals().tolist()
+    loss, samples, stop, replaced, *rest = totals().tolist()
+    counts, bad_ranks = rest[: learner.num_counts], rest[learner.num_counts :]
     clock.lap("optimizer")
     if any(bad_ranks):
         raise _non_finite(training, batch, [rank for rank, bad in enumerate(bad_ranks) if bad])
     if learner.precision.skipped_in_a_row > MAX_SKIPPED_STEPS:
         raise _overflowing(training)
     training.log.trace(batch, progress.steps + 1, strategy.rank)
-    _advance(training, loss, correct, int(samples))
+    _advance(training, loss, int(samples), counts)
     if replaced:
         _count_replaced(training, int(replaced))
     record = {
@@ -138,7 +139,7 @@ def _step(training: Training, wrapped: nn.Module, clock: StepClock) -> bool:
         "step": progress.steps,
         "samples": int(samples),
         "loss": loss / samples,
-        "accuracy": correct / samples,
+        **learner.task.figures(counts, int(samples)),
         "lr": lr,
     }
     clock.end_step(lambda seconds: _account(training, record, seconds))
@@ -150,31 +151,33 @@ def _forward_backward(
 ) -> Callable[[], Tensor]:
     """Compute the gradients of the step's mean loss, in `train.accumulate` parts.
 
-    Returns what waits for the step's totals over all workers: loss, hits, samples, stop, replaced samples, a flag for
-    each rank.
+    Returns what waits for the step's totals over all workers: loss, samples, stop, replaced samples, the task's counts,
+    a flag for each rank.
     """
     learner, strategy, config = training.learner, training.strategy, training.experiment.train
     step_size = len(training.train_epoch.positions(batch.step))
     weight = 1.0
     if len(targets) == 0:  # a worker without samples in a small last step still takes part in the exchange
-        images, targets, weight = _stand_in(training, images), Targets(targets.labels.new_zeros(1)), 0.0
-    totals = torch.zeros(5 + strategy.world_size, dtype=torch.float64, device=learner.device)
-    totals[3] = float(training.log.stop_requested())
-    totals[4] = len(batch.replaced)
+        no_label = targets.labels.new_zeros((1, *targets.labels.shape[1:]))
+        images, targets, weight = _stand_in(training, images), Targets(no_label), 0.0
+    flags = 4 + learner.num_counts
+    totals = torch.zeros(flags + strategy.world_size, dtype=torch.float64, device=learner.device)
+    totals[2] = float(training.log.stop_requested())
+    totals[3] = len(batch.replaced)
     parts = list(zip(images.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True))
     waiting: Callable[[], Tensor] | None = None
     for number, (part_images, part) in enumerate(parts, start=1):
         last = number == len(parts)
         with strategy.part(last):
             with learner.precision.autocast():
-                logits = wrapped(part_images)
-            loss = weight * summed_loss(logits, part, config.label_smoothing)
+                outputs = wrapped(part_images)
+            loss = weight * learner.loss(outputs, part, config.label_smoothing)
             with torch.no_grad():
                 totals[0] += loss
-                totals[1] += weight * (logits.argmax(1) == part.labels).sum()
-                totals[2] += weight * len(part)
+                totals[1] += weight * len(part)
+                totals[4:flags] += weight * learner.task.counts(outputs, part.labels)
             if last:
-                totals[5 + strategy.rank] = (~totals[0].isfinite()).double()
+                totals[flags + strategy.rank] = (~totals[0].isfinite()).double()
                 waiting = strategy.sum(totals)  # hidden behind the backward pass
             clock.lap("forward")
             learner.precision.backward(loss / step_size)
@@ -201,9 +204,9 @@ def _set_rate(training: Training) -> float:
     return lr
 
 
-def _advance(training: Training, loss: float, correct: float, samples: int) -> None:
+def _advance(training: Training, loss: float, samples: int, counts: list[float]) -> None:
     progress = training.progress
-    progress.epoch_sums.add(loss, correct, samples)
+    progress.epoch_sums.add(loss, samples, counts)
     progress.steps += 1
     progress.samples += samples
     progress.position = Position(progress.position.epoch, progress.position.step + 1)
@@ -226,14 +229,14 @@ def _account(training: Training, record: dict[str, Any], seconds: Seconds) -> No
 
 def _end_epoch(training: Training) -> None:
     """Evaluate, note the epoch, and turn to the next."""
-    progress = training.progress
+    progress, task = training.progress, training.learner.task
     started = time.perf_counter()
     batches = _noting(training.val_batches, training.log)
-    sums = evaluate(training.learner, training.strategy, batches, training.val_epoch, training.to_device)
+    found = evaluate(training.learner, training.strategy, batches, training.val_epoch, training.to_device)
     evaluation_s = time.perf_counter() - started
     progress.evaluation_s += evaluation_s
-    progress.val_loss, progress.val_accuracy = sums.mean_loss, sums.accuracy
-    progress.best_val_accuracy = max(sums.accuracy, progress.best_val_accuracy or 0.0)
+    progress.val_loss, progress.val = found.mean_loss, found.figures
+    progress.best_val = task.judge.better(progress.best_val, found.figures[task.best])
     trained = progress.epoch_sums
     training.log.record(
         {
@@ -242,9 +245,9 @@ def _end_epoch(training: Training) -> None:
             "epoch": progress.position.epoch,
             "step": progress.steps,
             "train_loss": trained.mean_loss,
-            "train_accuracy": trained.accuracy,
-            "val_loss": sums.mean_loss,
-            "val_accuracy": sums.accuracy,
+            **prefixed("train_", task.figures(trained.counts, trained.samples)),
+            "val_loss": found.mean_loss,
+            **prefixed("val_", found.figures),
             "samples": trained.samples,
             "images_per_s": trained.samples / max(sum(progress.epoch_seconds.values()), 1e-9),
             "data_wait_share": data_wait_share(progress.epoch_seconds),
@@ -262,9 +265,11 @@ def _noting(batches: Iterator[Batch], log: Log) -> Iterator[Batch]:
         yield batch
 
 
-def _commit(training: Training, score: float | None) -> None:
+def _commit(training: Training, *, evaluated: bool) -> None:
     """Commit the state of the run; the trace first, so that what is committed is traced."""
-    progress, strategy = training.progress, training.strategy
+    progress, strategy, task = training.progress, training.strategy, training.learner.task
+    figure = progress.val[task.best] if evaluated else None
+    score = None if figure is None else task.judge.merit(figure)
     strategy.share_buffers(training.learner.model)
     training.log.commit_trace(progress.steps)
     strategy.barrier()
@@ -278,7 +283,7 @@ def _commit(training: Training, score: float | None) -> None:
             path=commit.path,
             seconds=commit.seconds,
             bytes=commit.bytes,
-            val_accuracy=score,
+            **{f"val_{task.best}": figure},
         )
 
 

@@ -4,29 +4,26 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.training.accounting import Seconds, no_seconds
+from orchestrator.training.measures import Figures
 from pipelines.order import Position
 
 
 @dataclass
 class Sums:
-    """Loss and hits added up over samples; means are exact, whatever the sizes of steps and shares."""
+    """Loss and a task's counts added up over samples; means are exact, whatever the sizes of steps and shares."""
 
     loss: float = 0.0
-    correct: float = 0.0
     samples: int = 0
+    counts: list[float] = field(default_factory=list)
 
-    def add(self, loss: float, correct: float, samples: int) -> None:
+    def add(self, loss: float, samples: int, counts: list[float]) -> None:
         self.loss += loss
-        self.correct += correct
         self.samples += samples
+        self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(counts), counts, strict=True)]
 
     @property
     def mean_loss(self) -> float:
         return self.loss / max(self.samples, 1)
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / max(self.samples, 1)
 
 
 @dataclass
@@ -35,7 +32,8 @@ class Progress:
 
     `position`: the next step to take. `steps`: optimizer steps taken. `samples`: samples consumed.
     `epoch_sums`, `epoch_seconds`, `epoch_replaced` (samples that could not be read): of the running epoch so far.
-    `seconds`: of all steps so far.
+    `seconds`: of all steps so far. `val`, `best_val`: the figures of the newest evaluation by name, the best so far of
+    the one that decides.
     """
 
     position: Position = field(default_factory=lambda: Position(0, 0))
@@ -47,8 +45,8 @@ class Progress:
     seconds: Seconds = field(default_factory=no_seconds)
     evaluation_s: float = 0.0
     val_loss: float | None = None
-    val_accuracy: float | None = None
-    best_val_accuracy: float | None = None
+    val: Figures = field(default_factory=dict)
+    best_val: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -4,29 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orchestrator.errors import CheckpointError
-from pipelines.device import Targets
-
-
-def summed_loss(logits: Tensor, targets: Targets, label_smoothing: float) -> Tensor:
-    """Cross entropy added up over the batch, computed in fp32.
-
-    The target is 1 - label_smoothing for the label plus label_smoothing / num_classes for each class; where samples
-    were mixed, the losses for both labels count by their shares.
-    Shapes: logits (N, num_classes) -> ().
-    Source: Szegedy et al. 2015 (arXiv:1512.00567), section 7; Zhang et al. 2017 (arXiv:1710.09412) for mixed labels.
-    """
-    values = logits.float()
-    if targets.mixed_in is None or targets.share is None:
-        return F.cross_entropy(values, targets.labels, reduction="sum", label_smoothing=label_smoothing)
-    own, other = (
-        F.cross_entropy(values, labels, reduction="none", label_smoothing=label_smoothing)
-        for labels in (targets.labels, targets.mixed_in)
-    )
-    return (targets.share * own + (1 - targets.share) * other).sum()
 
 
 class WeightAverage:

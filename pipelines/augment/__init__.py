@@ -23,6 +23,7 @@ trivialaugment.py   one at random, of any strength
 autoaugment.py      pairs that were searched for
 random_mix.py       a random choice out of any list
 function.py         a user's own
+trial.py            which is tried out before anything starts
 colour_map.py       changes of colour as arithmetic, composed into one; on the CPU
 colour.py           brightness, contrast, saturation, hue as one matrix
 pca.py              AlexNet's colour

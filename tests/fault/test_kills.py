@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import DIGITS, SMALL, command, convoy, environment, events, trace_rows
+from tests.processes import own_processes
 
 COMMITS = "checkpoint.every_steps=5"
 
@@ -156,27 +157,7 @@ def test_a_run_that_gives_up_says_which_worker_died_where_and_what_it_last_said(
 
 
 def worker_of(driver: int) -> int:
-    """A Ray Train worker that belongs to this driver, by its process title and its ancestors."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and is_worker(entry) and descends(int(entry.name), driver):
-            return int(entry.name)
-    raise AssertionError("no Ray Train worker was found")
-
-
-def is_worker(entry: Path) -> bool:
-    try:
-        return b"RayTrainWorker" in (entry / "cmdline").read_bytes()
-    except OSError:
-        return False
-
-
-def descends(pid: int, ancestor: int) -> bool:
-    while pid > 1:
-        if pid == ancestor:
-            return True
-        try:
-            stat = (Path("/proc") / str(pid) / "stat").read_text()
-        except OSError:
-            return False
-        pid = int(stat.rsplit(")", 1)[1].split()[1])
-    return False
+    """A Ray Train worker that belongs to this driver."""
+    workers = list(own_processes(b"RayTrainWorker", driver))
+    assert workers, "no Ray Train worker was found"
+    return workers[0]

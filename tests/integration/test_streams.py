@@ -1,4 +1,4 @@
-"""Streams through Ray Data: the same batches for any number of actors, after a kill, from any start; nothing spills."""
+"""Streams through Ray Data: the same batches whoever makes them, after a kill, from any start; memory stays bounded."""
 
 import json
 import subprocess
@@ -13,6 +13,11 @@ from tests.conftest import environment
 SCRIPT = Path(__file__).parent / "streams_on_ray.py"
 NUM, BATCH = 1437, 64
 LARGE_EPOCHS, LARGE_BYTES, STORE_BYTES = 3, 224 * 224, 200 * 2**20
+# Ray Data gives a pipeline half of the store; beyond that only what is in the hands of two actors and the reader when
+# it is full, a few chunks of 6 MiB each.
+HIGH_WATER_BYTES = STORE_BYTES * 3 // 4
+# A process that kept one chunk in eight of what passed through it between two epochs would grow by more.
+GROWTH_BYTES = 8 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +31,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome
 
 
-@pytest.mark.parametrize("way", ["1 actors", "2 actors", "4 actors", "an actor killed"])
-def test_batches_are_those_of_threads(way: str, found: dict[str, Any]) -> None:
+@pytest.mark.parametrize("way", ["1 thread", "1 actors", "2 actors", "4 actors", "an actor killed"])
+def test_batches_are_those_of_two_threads(way: str, found: dict[str, Any]) -> None:
     assert found["rows"][way] == found["rows"]["threads"]
     assert len(found["rows"]["threads"]) == 2 * -(-NUM // BATCH)
+
+
+def test_batches_are_the_same_while_actors_come_and_go(found: dict[str, Any]) -> None:
+    sizes = found["sizes"]
+    assert sizes[0] == 1
+    assert 1 < max(sizes) <= 4, "the pool did not grow, or past its bound"
+    assert sizes[-1] < max(sizes), "the pool did not shrink"
+    assert found["rows"]["1 to 4 actors"] == found["rows"]["threads, middle"]
 
 
 def test_a_stream_that_starts_late_gives_the_rest(found: dict[str, Any]) -> None:
@@ -47,3 +60,27 @@ def test_what_is_larger_than_the_object_store_passes_through_it_without_spilling
     assert sum(size for _, _, size, _ in rows) == LARGE_EPOCHS * NUM
     assert LARGE_EPOCHS * NUM * LARGE_BYTES > STORE_BYTES
     assert found["spilled"] == []
+    assert found["footprint"]["spilled_bytes"] == 0
+
+
+def test_a_reader_that_pauses_stops_the_pipeline_before_the_object_store_is_full(found: dict[str, Any]) -> None:
+    measured = found["footprint"]["store_bytes"]
+    assert STORE_BYTES // 4 < max(measured) < HIGH_WATER_BYTES
+
+
+def test_memory_of_actors_and_reader_is_as_large_in_the_third_epoch_as_in_the_first(found: dict[str, Any]) -> None:
+    first, third = (largest_by_process(found["footprint"]["private_bytes"], epoch) for epoch in (0, 2))
+    assert len(first) == 3, "two actors and the reader"
+    assert third.keys() <= first.keys()
+    assert len(third) > 1, "no actor was left in the third epoch to be measured"
+    for process, largest in third.items():
+        assert largest - first[process] < GROWTH_BYTES
+
+
+def largest_by_process(measured: list[tuple[int, dict[str, int]]], epoch: int) -> dict[str, int]:
+    largest: dict[str, int] = {}
+    for number, sizes in measured:
+        for process, size in sizes.items():
+            if number == epoch:
+                largest[process] = max(size, largest.get(process, 0))
+    return largest

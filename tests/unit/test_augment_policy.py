@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from augment_samples import Pixels, apart, draws_for, random_images, smooth_image, tensor
+from augment_samples import apart, draws_for, random_images, smooth_image, tensor
 from pydantic import ValidationError
 from scipy.stats import chisquare
 from torchvision.transforms import autoaugment as reference
@@ -15,13 +15,11 @@ from pipelines.augment.affine import Rotate
 from pipelines.augment.autoaugment import AutoAugment, sub_policies
 from pipelines.augment.base import nested, uniforms
 from pipelines.augment.flip import HorizontalFlip, VerticalFlip
-from pipelines.augment.function import Function
 from pipelines.augment.policy import OPERATIONS, SIGNED, narrow_space
 from pipelines.augment.randaugment import RandAugment
 from pipelines.augment.random_mix import RandomMix
 from pipelines.augment.tone import Invert, Posterize, Solarize
 from pipelines.augment.trivialaugment import TrivialAugment, wide_space
-from pipelines.randomness import Draws
 
 
 def our_name(theirs: str) -> str:
@@ -163,36 +161,6 @@ def test_random_mix_draws_anew_for_each_of_its_parts() -> None:
         assert np.array_equal(result[i], expected[i])
 
 
-def shifted(images: Pixels, draws: Draws, by: int = 1) -> Pixels:
-    return images + (draws.integers(2) * by).astype(np.uint8)[:, None, None, None]
-
-
-def of_another_form(images: Pixels, draws: Draws) -> Pixels:  # noqa: ARG001
-    return images[:, 1:]
-
-
-def test_a_users_function_is_called_with_images_draws_and_options() -> None:
-    images, draws = random_images((8, 4, 4, 3)), draws_for(8)
-    function = Function.model_validate({"target": f"{__name__}:shifted", "options": {"by": 3}})
-    assert np.array_equal(function.apply(images, draws), shifted(images, draws, by=3))
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (
-            "no_such_module:f",
-            r"target: got 'no_such_module:f', must be a function that can be imported: No module named",
-        ),
-        (f"{__name__}:missing", "must be a function that can be imported: module '.*' has no attribute 'missing'"),
-        (f"{__name__}:of_another_form", r"returned uint8 \(2, 3, 4, 3\), must return an array of uint8 \(2, 4, 4, 3\)"),
-    ],
-)
-def test_a_function_that_cannot_be_used_says_why(target: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Function(target=target).apply(random_images((2, 4, 4, 3)), draws_for(2))
-
-
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
@@ -202,7 +170,6 @@ def test_a_function_that_cannot_be_used_says_why(target: str, message: str) -> N
         (RandomMix, {"choose": 3, "of": ["invert", "equalize"]}, "choose: got 3, must be <= 2, as many as `of` lists"),
         (RandomMix, {"of": []}, "at least 1 item"),
         (RandomMix, {"of": ["mixup"]}, "'mixup' found using 'name' does not match"),
-        (Function, {"target": "no colon"}, "should match pattern"),
     ],
 )
 def test_options_out_of_range_are_refused(kind: type[Invert], options: dict[str, object], message: str) -> None:

@@ -41,7 +41,13 @@ def test_the_page_about_benchmarks_has_all_of_them() -> None:
 
 def steps(waits: list[float], epochs: list[int], at: list[float], step_s: float) -> list[dict[str, Any]]:
     return [
-        {"epoch": epoch, "time": time - wait, "step_s": wait + step_s, "seconds": {"data_wait": wait}}
+        {
+            "kind": "step",
+            "epoch": epoch,
+            "time": time - wait,
+            "step_s": wait + step_s,
+            "seconds": {"data_wait": wait, "checkpoint": 0.25 * epoch},
+        }
         for wait, epoch, time in zip(waits, epochs, at, strict=True)
     ]
 
@@ -50,12 +56,12 @@ def test_overlap_leaves_the_start_out_and_finds_the_gap_at_an_epochs_edge() -> N
     arrived = [10.0, 11.0, 12.0, 14.5, 15.5, 16.5]
     asked = [2.0, 10.9, 11.9, 12.9, 15.4, 16.4]
     waits = [came - ask for came, ask in zip(arrived, asked, strict=True)]
-    found = figures(
-        {"asked": asked, "arrived": arrived}, steps(waits, [0, 0, 0, 1, 1, 1], arrived, 0.9), started=1.0, step_s=0.9
-    )
+    lines = [*steps(waits, [0, 0, 0, 1, 1, 1], arrived, 0.9), {"kind": "epoch", "evaluation_s": 0.5}]
+    found = figures({"asked": asked, "arrived": arrived}, lines, started=1.0, step_s=0.9)
     assert found["start_up_s"] == 9.0
     assert found["total_s"] == pytest.approx(16.5 + 0.9 - 10)
     assert found["gaps_at_epoch_edges_s"] == [2.5]
+    assert (found["evaluations_s"], found["commits_s"]) == ([0.5], [0.25])
     assert found["median_gap_s"] == 1.0
     assert found["longest_gap_within_s"] == 1.0
     assert found["wait_true_s"] == pytest.approx(0.1 * 4 + 1.6)

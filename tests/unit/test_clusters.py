@@ -17,6 +17,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from orchestrator.config.load import load_experiment
+from pipelines.stages import FEEDERS
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ("one-node.yaml", "aws-gpu.yaml")
@@ -117,6 +118,7 @@ def test_a_cluster_has_nodes_that_train_and_nodes_that_only_feed_them() -> None:
     nodes = load("aws-gpu.yaml")["available_node_types"]
     assert nodes["gpu"]["resources"]["GPU"] >= 1
     assert nodes["data"]["resources"].keys() == {"CPU"}
+    assert [name for name, node in nodes.items() if node.get("labels") == FEEDERS] == ["data"]
     assert nodes["head"]["resources"] == {"CPU": 0}, "the head drives; a run that fills it takes the cluster down"
 
 
@@ -323,6 +325,8 @@ def test_the_rayjob_trains_on_gpus_and_has_a_group_that_only_feeds_them() -> Non
     assert limits["gpu"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in limits["data"]
     assert "nvidia.com/gpu" not in limits["head"]
+    groups = load("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert [group["groupName"] for group in groups if group.get("labels") == FEEDERS] == ["data"]
 
 
 def test_the_rayjob_runs_an_experiment_that_its_image_holds() -> None:

@@ -78,6 +78,14 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "workers: 2", "workers: [4, 1]",
         ["21: strategy.workers: got [4, 1], the first must be <= the second: [min, max]."],
     ),
+    "actors that are none": (
+        "channels: 1", "channels: 1\n  actors: many",
+        ['8: data.actors: got "many", must be auto, a whole number >= 1 or [min, max].'],
+    ),
+    "actors upside down": (
+        "channels: 1", "channels: 1\n  actors: [4, 1]",
+        ["8: data.actors: got [4, 1], the first must be <= the second: [min, max]."],
+    ),
     "wrong shorthand": (
         "precision: bf16", "precision: bf61",
         ['19: precision: got "bf61", must be fp32, bf16, fp16 or a section with default; did you mean bf16?'],

@@ -42,6 +42,7 @@ ACCEPTED = [
     "precision: {default: fp16}",
     "strategy: {name: sync, workers: 0}",
     "strategy: {workers: [1, 4]}",
+    *(f"data: {{train: digits, val: digits, image_size: 8, actors: {it}}}" for it in ("auto", "3", "[2, 8]")),
     "data: {train: tar:x, val: tar:y, image_size: 8, augment: [horizontal_flip, horizontal_flip: , "
     "random_crop: {padding: 4}, {name: random_crop, padding: 4}, "
     "normalize: {mean: [0, 0, 0], std: [1, 1, 1]}]}",
@@ -59,6 +60,7 @@ REFUSED = [
     "strategy: {workers: two}",
     "strategy: {workers: [1]}",
     "strategy: {workers: [0, 2]}",
+    *(f"data: {{train: digits, val: digits, image_size: 8, actors: {it}}}" for it in ("many", "0", "[2]", "[0, 2]")),
     "trace: ",
     "train: {epochs: 3, global_batch: 64, optimizer: {lr: 0.1}}",
     "train: {epochs: 3, global_batch: 64, optimizer: {name: sgdd, lr: 0.1}}",

@@ -19,6 +19,7 @@ from pipelines.device import ToDevice
 from pipelines.loader import Batch
 from pipelines.order import Epoch
 from pipelines.quarantine import Replaced
+from pipelines.targets import Target
 from tests.conftest import DIGITS
 
 EPOCH = Epoch(num_samples=4 * 100, global_batch=4)
@@ -58,7 +59,7 @@ def training(folder: Path, *overrides: str) -> Training:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     return Training(
         experiment=experiment,
-        learner=Learner(experiment, model, torch.device("cpu")),
+        learner=Learner(experiment, model, torch.device("cpu"), Target("class", 10)),
         strategy=OneWorker(),
         train_epoch=EPOCH,
         val_epoch=EPOCH,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipelines.decode import UndecodableImage, decode
 from pipelines.pack import PackOptions, pack, plan_shards, size_in_bytes, stored_form
-from pipelines.shards import shard_name, verify
+from pipelines.shards import FORMAT, shard_name, verify
 from pipelines.sources import Source, open_source
 
 NAMES = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)]
@@ -79,7 +79,12 @@ def test_a_file_that_cannot_be_read_stops_packing_and_loses_nothing(source: Sour
     gone = tmp_path / "images" / "dog" / "9.png"
     content = gone.read_bytes()
     index = source.listing.ids.to_pylist().index("dog/9.png")
-    rows = {"rows_per_shard": 5, "format": 1, "fingerprint": source.listing.fingerprint, "options": SMALL.model_dump()}
+    rows = {
+        "rows_per_shard": 5,
+        "format": FORMAT,
+        "fingerprint": source.listing.fingerprint,
+        "options": SMALL.model_dump(),
+    }
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "plan.json").write_text(json.dumps(rows))
     gone.unlink()
@@ -98,7 +103,7 @@ def test_what_cannot_be_decoded_is_dropped_and_listed(source: Source, tmp_path: 
     packed = pack(source, tmp_path / "packed", SMALL, workers=1)
     assert packed.num_samples == 18
     lines = [json.loads(line) for line in (tmp_path / "packed" / "dropped.jsonl").read_text().splitlines()]
-    assert sorted((line["id"], line["class"]) for line in lines) == [("cat/3.png", "cat"), ("dog/0.png", "dog")]
+    assert sorted((line["id"], line["label"]) for line in lines) == [("cat/3.png", "cat"), ("dog/0.png", "dog")]
     assert {line["id"]: line["reason"] for line in lines}["dog/0.png"] == "the file is empty"
     assert list(packed.dropped) == lines
     shards = open_source(f"shards:{tmp_path / 'packed'}", "train")

@@ -165,8 +165,31 @@ MISTAKES = {
     ),
     "no label": (pa.table({"image": [b"x"], "y": [0]}), r"has no column label; .*parquet:PATH\?label=NAME"),
     "not binary": (pa.table({"image": ["x"], "label": [0]}), "column image is string, must be binary or a struct"),
-    "floats": (pa.table({"image": [b"x"], "label": [0.5]}), "column label is double, must be whole numbers or texts"),
-    "lists": (pa.table({"image": [b"x"], "label": [[0, 1]]}), "column label is list.*, one class a sample"),
+    "bytes": (pa.table({"image": [b"x"], "label": [b"0"]}), "column label is binary; must be whole numbers or texts"),
+    "empty entry": (
+        pa.table({"image": [b"x"] * 2, "label": [[0], [None, 1]]}),
+        "column label has an empty entry in the list of row 1",
+    ),
+    "no class at all": (
+        pa.table({"image": [b"x"], "label": pa.array([[]], pa.list_(pa.int64()))}),
+        "no sample has a class. Label some, or give a class list",
+    ),
+    "more and fewer values": (
+        pa.table({"image": [b"x"] * 2, "label": [[0.5, 1.0], [0.5]]}),
+        "x.parquet:1 has 1 values and x.parquet:0 has 2, must be one or more, as many for each",
+    ),
+    "no values": (
+        pa.table({"image": [b"x"], "label": pa.array([[]], pa.list_(pa.float32()))}),
+        "has 0 values .*must be one or more",
+    ),
+    "not finite": (
+        pa.table({"image": [b"x"], "label": [float("nan")]}),
+        r"no sample has finite values, .* has \[nan\]",
+    ),
+    "one name twice without classes": (
+        pa.table({"image": [b"x"] * 2, "label": [0.5, 1.5], "file_name": ["a/1.png", "b/1.png"]}),
+        "two samples have one name, '1.png'",
+    ),
     "empty label": (pa.table({"image": [b"x"] * 3, "label": [0, None, None]}), "empty in 2 rows, the first is 1"),
     "minus one": (pa.table({"image": [b"x"] * 2, "label": [0, -1]}), "a label is -1, must be 0 or more"),
     "no rows": (pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}), "holds no sample"),

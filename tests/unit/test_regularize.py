@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orchestrator.errors import CheckpointError
-from orchestrator.training.regularize import WeightAverage, summed_loss
+from orchestrator.training.losses import cross_entropy
+from orchestrator.training.regularize import WeightAverage
 from pipelines.device import Targets
 
 DECAY = 0.9
@@ -43,7 +44,7 @@ def test_the_loss_is_the_smoothed_cross_entropy_summed_in_fp32(smoothing: float,
     target = torch.full((7, 4), smoothing / 4, dtype=torch.float64)
     target[torch.arange(7), labels] += 1 - smoothing
     expected = -(target * logits.double().log_softmax(dim=1)).sum()
-    loss = summed_loss(logits, Targets(labels), smoothing)
+    loss = cross_entropy(logits, Targets(labels), smoothing)
     assert loss.dtype == torch.float32
     # 28 terms below 30 each, rounded to fp32.
     assert loss.item() == pytest.approx(expected.item(), abs=28 * 30 * 2.0**-24)
@@ -56,7 +57,7 @@ def test_the_loss_of_mixed_samples_is_that_of_mixed_targets() -> None:
     share = torch.rand(6, generator=generator)
     target = share[:, None] * F.one_hot(own, 5) + (1 - share[:, None]) * F.one_hot(other, 5)
     expected = F.cross_entropy(logits, target, reduction="sum", label_smoothing=0.1)
-    torch.testing.assert_close(summed_loss(logits, Targets(own, other, share), 0.1), expected)
+    torch.testing.assert_close(cross_entropy(logits, Targets(own, other, share), 0.1), expected)
 
 
 def test_losses_of_parts_add_up_to_the_loss_of_the_batch() -> None:
@@ -65,8 +66,8 @@ def test_losses_of_parts_add_up_to_the_loss_of_the_batch() -> None:
         torch.tensor([0, 1, 2] * 2),
     )
     targets = Targets(labels, labels.flip(0), torch.rand(len(labels), generator=torch.Generator().manual_seed(0)))
-    parts = [summed_loss(x, y, 0.1) for x, y in zip(logits.chunk(4), targets.chunk(4), strict=True)]
-    torch.testing.assert_close(torch.stack(parts).sum(), summed_loss(logits, targets, 0.1))
+    parts = [cross_entropy(x, y, 0.1) for x, y in zip(logits.chunk(4), targets.chunk(4), strict=True)]
+    torch.testing.assert_close(torch.stack(parts).sum(), cross_entropy(logits, targets, 0.1))
 
 
 def test_the_average_follows_its_formula_for_weights_and_statistics_and_copies_counters() -> None:

@@ -184,7 +184,7 @@ def test_last_attempt_of_a_step_wins_and_the_first_is_counted_as_done_again(fold
 
 def test_last_line_of_an_epoch_wins(folder: Path) -> None:
     write_lines(folder / "metrics.jsonl", [epoch_line(0), epoch_line(1), epoch_line(0, val_accuracy=0.99)])
-    assert [epoch.val_accuracy for epoch in read_record(folder).epochs] == [0.99, 0.81]
+    assert [epoch.val["accuracy"] for epoch in read_record(folder).epochs] == [0.99, 0.81]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])

@@ -149,7 +149,7 @@ def test_a_shard_that_changed_since_it_was_opened_is_told(copy: Path) -> None:
     [
         (lambda folder: (folder / "index.json").unlink(), "holds no index.json: .*run convoy pack again"),
         (lambda folder: (folder / "index.json").write_text("{"), "index.json in .* is damaged"),
-        (lambda folder: (folder / "index.json").write_text('{"format": 99}'), "has format 99, must be 1. Pack again"),
+        (lambda folder: (folder / "index.json").write_text('{"format": 99}'), "has format 99, must be 2. Pack again"),
         (
             lambda folder: (folder / shard_name(1)).unlink(),
             r"shard-00001\.arrow does not exist, must have the \d+",

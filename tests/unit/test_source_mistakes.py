@@ -33,9 +33,14 @@ from pipelines.sources import open_source
         ("tar:nosuch://x/y.tar", "nosuch://x/y.tar cannot be reached: .*Give an uncompressed tar"),
         (
             "tar:images.tar?per_clas=3",
-            "option per_clas is unknown, must be one of val_fraction, .* Did you mean per_class",
+            "option per_clas is unknown, must be one of label, target, val_fraction, .* Did you mean per_class",
         ),
-        ("tar:images.tar?image=x", "option image is unknown, must be one of val_fraction, split_seed, per_class. "),
+        (
+            "tar:images.tar?image=x",
+            "option image is unknown, must be one of label, target, val_fraction, split_seed, per",
+        ),
+        ("tar:images.tar?label=x", "have no labels beside their images .* Take label out: folders are the classes"),
+        ("parquet:images.parquet?target=number", "target: got 'number', must be one of class, classes, values"),
         ("tar:images.tar?per_class=0", "per_class: got 0, must be 1 or more"),
         ("tar:images.tar?per_class=few", "per_class: got 'few', must be a whole number from 1 on"),
         ("tar:images.tar?split_seed=x", "split_seed: got 'x', must be a whole number"),

@@ -14,10 +14,10 @@ from image_files import NAMES, SORTED, add, encoded, pixels_of, write_folder, wr
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from pipelines import files
-from pipelines.listing import listing_of
+from pipelines.listing import check_same_targets, listing_of
 from pipelines.pack import PackOptions, pack
 from pipelines.randomness import mix
-from pipelines.sources import Digits, Source, Tars, check_same_classes, open_source
+from pipelines.sources import Digits, Source, Tars, open_source
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def source_of(*classes: str) -> Source:
 
 
 def test_the_same_classes_are_accepted() -> None:
-    check_same_classes(source_of("cat", "dog"), source_of("dog", "cat"))
+    check_same_targets(source_of("cat", "dog").listing, source_of("dog", "cat").listing)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_the_same_classes_are_accepted() -> None:
 )
 def test_other_classes_are_named(train: tuple[str, ...], val: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_same_classes(source_of(*train), source_of(*val))
+        check_same_targets(source_of(*train).listing, source_of(*val).listing)
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "tar", "parquet", "shards"])
@@ -321,4 +321,4 @@ def test_the_same_classes_in_another_order_are_refused() -> None:
     train = source_of("cat", "dog")
     val = dataclasses.replace(train, listing=dataclasses.replace(train.listing, classes=("dog", "cat")))
     with pytest.raises(ValueError, match="in another order, must be the same: label 0 is dog here and cat"):
-        check_same_classes(train, val)
+        check_same_targets(train.listing, val.listing)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from image_files import write_folder, write_tar
 from scipy.stats import binomtest, chisquare
 
-from pipelines.listing import Listing, listing_of
-from pipelines.sources import check_same_classes, open_source
+from pipelines.listing import Listing, check_same_targets, listing_of
+from pipelines.sources import open_source
 from pipelines.split import at_most_per_class, held_out
 
 seeds = st.integers(0, 2**63 - 1)
@@ -74,7 +74,7 @@ def test_train_and_val_of_one_source_share_nothing_and_miss_nothing(tmp_path: Pa
     fingerprints = set()
     for spec in specs:
         train, val = (open_source(f"{spec}?val_fraction=0.25&split_seed=1", split) for split in ("train", "val"))
-        check_same_classes(train, val)
+        check_same_targets(train.listing, val.listing)
         parts = [source.listing.ids.to_pylist() for source in (train, val)]
         assert sorted(parts[0] + parts[1]) == sorted(names)
         assert 0 < len(parts[1]) < len(parts[0])

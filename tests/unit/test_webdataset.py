@@ -107,7 +107,8 @@ def test_class_folders_spread_over_tars_are_one_source(tmp_path: Path) -> None:
         ({"1.jpg": b"x", "1.cls": b"\xff"}, "1.cls holds .*must be a number or a text"),
         ({"1.jpg": b"x", "1.json": b"{"}, 'must be an object with "label", a number or a text'),
         ({"1.jpg": b"x", "1.json": b'{"class": 1}'}, '1.json holds .* must be an object with "label"'),
-        ({"1.jpg": b"x", "1.json": b'{"label": 1.5}'}, '1.json holds .* must be an object with "label"'),
+        ({"1.jpg": b"x", "1.json": b'{"label": {}}'}, '1.json holds .* must be an object with "label"'),
+        ({"1.jpg": b"x", "1.json": b'{"label": ["cat", null]}'}, '1.json holds .* must be an object with "label"'),
         ({"1.jpg": b"x", "1.json": b'{"label": true}'}, '1.json holds .* must be an object with "label"'),
         ({"1.jpg": b"x", "1.cls": b"-1"}, "a label is -1, must be 0 or more. Samples without a label cannot be used"),
         (

@@ -108,8 +108,7 @@ def _check_identity(folder: RunFolder, prepared: Prepared) -> None:
 def connected_to_ray() -> Iterator[None]:
     """Use the cluster that this process belongs to or that runs here, or start one for this run."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_INTERVAL_S)
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _quiet_ray()
     if ray.is_initialized():
         yield
         return
@@ -129,6 +128,12 @@ def connected_to_ray() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _quiet_ray() -> None:
+    """What a run says about itself is ours; Ray says only what is wrong."""
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class _Run:
@@ -183,6 +188,7 @@ class _Run:
         """Ray Train's local mode: the same trainer, its function called in this process, no Ray started."""
         prepared = self._prepared
         setup = prepared.setup(self._folder)
+        _quiet_ray()  # it would ask for reports of issues with its local mode
         trainer = ray.train.torch.TorchTrainer(
             lambda: train_here(setup, channel, prepared.recipe(True), prepared.recipe(False)),
             scaling_config=ray.train.ScalingConfig(num_workers=0),

@@ -144,6 +144,8 @@ class _Run:
         self._folder = folder
         self._watch = watch
         self._started = time.time()
+        result = folder.local / "result.json"
+        self._wall_s_before = json.loads(result.read_text())["wall_s"] if result.exists() else 0.0
         failure = prepared.experiment.failure
         self._budget = {"workers": failure.workers, "setup": failure.setup}
 
@@ -276,7 +278,7 @@ class _Run:
             "data_wait_share": data_wait_share(seconds) if progress else 0.0,
             "restarts": view.restarts,
             "unreadable_samples": view.quarantined,
-            "wall_s": time.time() - self._started,
+            "wall_s": self._wall_s_before + time.time() - self._started,
             "workers": view.workers,
             "seed": experiment.seed,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},

@@ -12,13 +12,14 @@ import functools
 import logging
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from kernels.native import build
 from pipelines.jpeg_header import DamagedJpeg, JpegHeader
-from pipelines.native import build
 from pipelines.orientation import Box
 
 SCALES = (8, 4, 2, 1)  # the ones that libjpeg-turbo has vector code for
@@ -113,7 +114,7 @@ def _loaded() -> _Native:
 
 def load_library() -> ctypes.CDLL:
     """Raises: build.NotBuilt."""
-    library = build.load("jpeg_region", ("jpeg",))
+    library = build.load(Path(__file__).parent / "native" / "jpeg_region.c", ("jpeg",))
     numbers = [ctypes.c_int] * 6
     library.convoy_jpeg_region.argtypes = [
         ctypes.c_char_p, ctypes.c_size_t, *numbers, ctypes.c_void_p, ctypes.c_char_p

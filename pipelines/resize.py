@@ -12,13 +12,14 @@ One image at a time; the pixels are the same in any batch.
 
 import ctypes
 import functools
+from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.native import build
+from kernels.native import build
 
 Resize = Literal["antialias", "linear"]
 Pixels = NDArray[np.uint8]
@@ -72,7 +73,7 @@ def scaled_by_torch(pixels: Pixels, image_size: int) -> Pixels:
 
 def load_library() -> ctypes.CDLL:
     """Raises: build.NotBuilt."""
-    library = build.load("resize", ())
+    library = build.load(Path(__file__).parent / "native" / "resize.c")
     library.convoy_resize.argtypes = [
         ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_void_p, ctypes.c_int, ctypes.c_int
     ]  # fmt: skip

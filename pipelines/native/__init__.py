@@ -1,5 +1,5 @@
-"""C sources with a plain C ABI, compiled on the machine that uses them.
+"""C sources with a plain C ABI, compiled on the machine that uses them by kernels/native/build.py.
 
-build.py       compiles a source at first use, keeps the library, loads it
-resize.c       uint8 pixels to another size, filtered
+jpeg_region.c   one rectangle of a JPEG, through libjpeg-turbo
+resize.c        uint8 pixels to another size, filtered
 """

@@ -18,9 +18,9 @@ import pytest
 from image_files import encoded
 from jpeg_files import KINDS, encoded_cmyk, scene, subsampled
 
+from kernels.native.build import COMPILERS
 from pipelines import decode as module
 from pipelines.decode import MAX_PIXELS, UndecodableImage, decode, decode_box, size_of
-from pipelines.native.build import COMPILERS, FOLDER
 
 ROOT = Path(__file__).parents[2]
 
@@ -186,7 +186,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     probe = [compiler, *SANITIZED, str(folder / "empty.c"), "-o", str(folder / "empty"), "-ljpeg"]
     if subprocess.run(probe, capture_output=True).returncode != 0 or subprocess.run([folder / "empty"]).returncode:
         pytest.skip("needs a compiler with the address and undefined-behaviour sanitizers, and jpeglib.h")
-    sources = [str(FOLDER / "jpeg_region.c"), str(Path(__file__).parent / "jpeg_region_driver.c")]
+    native = Path(module.__file__).parent / "native" / "jpeg_region.c"
+    sources = [str(native), str(Path(__file__).parent / "jpeg_region_driver.c")]
     subprocess.run([compiler, *SANITIZED, "-Wall", *sources, "-o", str(folder / "driver"), "-ljpeg"], check=True)
     return folder / "driver"
 

@@ -12,10 +12,10 @@ from jpeg_files import KINDS, encoded_cmyk, scene, subsampled
 from numpy.typing import NDArray
 from PIL import Image
 
+from kernels.native.build import NotBuilt
 from pipelines.decode import UndecodableImage, decode_box, size_of
 from pipelines.decode_jpeg import SCALES, decode_region, decode_whole, load_library
 from pipelines.jpeg_header import DamagedJpeg, read_header
-from pipelines.native.build import NotBuilt
 from pipelines.orientation import Box
 
 Pixels = NDArray[np.uint8]

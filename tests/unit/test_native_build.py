@@ -9,10 +9,10 @@ import pytest
 from image_files import encoded
 from jpeg_files import scene
 
+from kernels.native import build
+from kernels.native.build import COMPILERS, NotBuilt, cache_folder, load
 from pipelines.decode import decode_box
 from pipelines.decode_jpeg import native_status
-from pipelines.native import build
-from pipelines.native.build import COMPILERS, NotBuilt, cache_folder, load
 
 ROOT = Path(__file__).parents[2]
 SUM = "int sum(int a, int b) { return a + b; }\n"
@@ -24,7 +24,6 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of sources, and an empty cache."""
     folder = tmp_path / "sources"
     folder.mkdir()
-    monkeypatch.setattr(build, "FOLDER", folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder
 
@@ -32,22 +31,22 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @needs_compiler
 def test_a_source_is_compiled_once_and_again_when_it_changes(sources: Path) -> None:
     (sources / "sum.c").write_text(SUM)
-    assert load("sum", ()).sum(2, 3) == 5
+    assert load(sources / "sum.c").sum(2, 3) == 5
     (kept,) = cache_folder().iterdir()
     changed = kept.stat().st_mtime_ns
-    load("sum", ())
+    load(sources / "sum.c")
     assert kept.stat().st_mtime_ns == changed
     (sources / "sum.c").write_text(SUM.replace("+", "*"))
-    assert load("sum", ()).sum(2, 3) == 6
+    assert load(sources / "sum.c").sum(2, 3) == 6
     assert len(list(cache_folder().iterdir())) == 2
 
 
 @needs_compiler
 def test_other_flags_make_another_library(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (sources / "sum.c").write_text(SUM)
-    load("sum", ())
+    load(sources / "sum.c")
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DOTHER"))
-    load("sum", ())
+    load(sources / "sum.c")
     assert len(list(cache_folder().iterdir())) == 2
 
 
@@ -55,10 +54,10 @@ def test_other_flags_make_another_library(sources: Path, monkeypatch: pytest.Mon
 def test_why_a_source_does_not_compile_is_said(sources: Path) -> None:
     (sources / "sum.c").write_text("#include <no_such_header.h>\n")
     with pytest.raises(NotBuilt, match=r"sum-\w+\.so does not compile: .*no_such_header\.h"):
-        load("sum", ())
+        load(sources / "sum.c")
     (sources / "sum.c").write_text(SUM)
     with pytest.raises(NotBuilt, match=r"does not compile: .*no_such_library"):
-        load("sum", ("no_such_library",))
+        load(sources / "sum.c", ("no_such_library",))
     assert list(cache_folder().iterdir()) == [], "nothing is left of a build that failed"
 
 
@@ -66,7 +65,7 @@ def test_that_there_is_no_compiler_is_said(sources: Path, monkeypatch: pytest.Mo
     (sources / "sum.c").write_text(SUM)
     monkeypatch.setenv("PATH", str(sources))
     with pytest.raises(NotBuilt, match="no C compiler on the PATH"):
-        load("sum", ())
+        load(sources / "sum.c")
 
 
 @needs_compiler
@@ -77,19 +76,19 @@ def test_a_cache_folder_that_cannot_be_written_is_said(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(NotBuilt, match=r"could not be written or loaded: .*Not a directory"):
-        load("sum", ())
+        load(sources / "sum.c")
 
 
 @needs_compiler
 def test_a_library_that_is_no_library_is_said(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (sources / "sum.c").write_text(SUM)
-    load("sum", ())
+    load(sources / "sum.c")
     (kept,) = cache_folder().iterdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))  # a process does not load a path twice
     cache_folder().mkdir(parents=True)
     (cache_folder() / kept.name).write_bytes(b"not an ELF file")
     with pytest.raises(NotBuilt, match="could not be written or loaded"):
-        load("sum", ())
+        load(sources / "sum.c")
 
 
 def test_the_cache_is_where_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,10 +103,9 @@ def test_the_cache_is_where_the_system_says(monkeypatch: pytest.MonkeyPatch) -> 
 LOAD = """
 import sys
 from pathlib import Path
-from pipelines.native import build
-build.FOLDER = Path(sys.argv[1])
+from kernels.native import build
 sys.stdin.read(1)
-assert build.load("sum", ()).sum(2, 3) == 5
+assert build.load(Path(sys.argv[1]) / "sum.c").sum(2, 3) == 5
 """
 
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
+from kernels.native import build
 from pipelines import resize
-from pipelines.native import build
 from pipelines.resize import Pixels, load_library, resized, scale_natively, scaled_by_torch
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="needs a C compiler")

@@ -1,8 +1,9 @@
-"""Compile a C source of this folder at first use and load it; the library is kept in a cache folder.
+"""Compile a C source at first use and load it; the library is kept in a cache folder.
 
 A library's name holds a hash of its source, the compiler's version and the flags, so none is ever out of date. It is
 built in a folder of its own and renamed into place: any number of processes may start at once, and the last of equal
-libraries stays. Built for every CPU of the machine's kind (no -march=native): a home folder may be shared by nodes.
+libraries stays. Never -march=native, since a home folder may be shared by nodes: what only some CPUs have is asked for
+by flags, which are in the name.
 
 Calls through ctypes let other Python threads run.
 """
@@ -16,7 +17,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-Wall", "-Wextra")
 COMPILERS = ("cc", "gcc", "clang")
 
@@ -25,17 +25,16 @@ class NotBuilt(Exception):
     """There is no library; the message says why, in words for a user."""
 
 
-def load(name: str, libraries: tuple[str, ...]) -> ctypes.CDLL:
-    """The library of `name`.c, linked with `libraries`; compiled if the cache folder has none.
+def load(source: Path, libraries: tuple[str, ...] = (), flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The library of a source, compiled with `flags` beside FLAGS and linked with `libraries` if the cache has none.
 
     Raises: NotBuilt without a compiler, a header or a library that it needs, or a folder to write to.
     """
-    source = FOLDER / f"{name}.c"
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise NotBuilt(f"no C compiler on the PATH (looked for {', '.join(COMPILERS)})")
-    arguments = [*FLAGS, "-x", "c", str(source), *(f"-l{library}" for library in libraries)]
-    path = cache_folder() / f"{name}-{_key(source, compiler, arguments)}.so"
+    arguments = [*FLAGS, *flags, "-x", "c", str(source), *(f"-l{library}" for library in libraries)]
+    path = cache_folder() / f"{source.stem}-{_key(source, compiler, arguments)}.so"
     try:
         if not path.exists():
             _compile([compiler, *arguments], path)

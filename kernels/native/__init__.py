@@ -1,0 +1,4 @@
+"""C sources with a plain C ABI, compiled on the machine that uses them.
+
+build.py     compiles a source at first use, keeps the library, loads it; the pipelines' sources too
+"""

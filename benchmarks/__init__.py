@@ -6,6 +6,8 @@ on hardware and versions. Nothing here is a test; no test has a time limit that 
 measure      turns, ratios, the machine, files and charts
 plain_ddp    what a user would write instead of Convoy: torch, DistributedDataParallel, in-memory batches
 photos       the images they read: folders of photos repeated, CIFAR-10 unpacked, tars
+cifar10      `convoy train` on CIFAR-10 from files to accuracy, and plain_cifar
+plain_cifar  what a user would write instead: ImageFolder, torchvision's transforms, DataLoader, DDP
 decode       CPU time of a random crop from an encoded photo, and of five other decoders
 disk         small files against packed shards, cold and warm
 overhead     images/s of the strategy sync over plain_ddp

@@ -7,6 +7,7 @@ Exit codes: 0 the run finished or was stopped and committed; 1 it failed, or dat
 import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -75,6 +76,8 @@ def train(
         f"{result['status']}: validation {best_by.title} {figure} after {result['epochs']} epochs, "
         f"{result['steps']} steps, {result['wall_s']:.0f} s"
     )
+    if result["status"] == "stopped":
+        print(f"go on: convoy train {shlex.quote(chosen.run.path)} --resume")
     print(f"report: {RunFolder(chosen.run.path).local / 'report.html'}")
 
 

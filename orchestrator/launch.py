@@ -108,8 +108,7 @@ def _check_identity(folder: RunFolder, prepared: Prepared) -> None:
 def connected_to_ray() -> Iterator[None]:
     """Use the cluster that this process belongs to or that runs here, or start one for this run."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_INTERVAL_S)
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _quiet_ray()
     if ray.is_initialized():
         yield
         return
@@ -131,6 +130,12 @@ def connected_to_ray() -> Iterator[None]:
         ray.shutdown()
 
 
+def _quiet_ray() -> None:
+    """What a run says about itself is ours; Ray says only what is wrong."""
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 class _Run:
     """One run from start to result."""
 
@@ -139,6 +144,8 @@ class _Run:
         self._folder = folder
         self._watch = watch
         self._started = time.time()
+        result = folder.local / "result.json"
+        self._wall_s_before = json.loads(result.read_text())["wall_s"] if result.exists() else 0.0
         failure = prepared.experiment.failure
         self._budget = {"workers": failure.workers, "setup": failure.setup}
 
@@ -183,6 +190,7 @@ class _Run:
         """Ray Train's local mode: the same trainer, its function called in this process, no Ray started."""
         prepared = self._prepared
         setup = prepared.setup(self._folder)
+        _quiet_ray()  # it would ask for reports of issues with its local mode
         trainer = ray.train.torch.TorchTrainer(
             lambda: train_here(setup, channel, prepared.recipe(True), prepared.recipe(False)),
             scaling_config=ray.train.ScalingConfig(num_workers=0),
@@ -270,7 +278,7 @@ class _Run:
             "data_wait_share": data_wait_share(seconds) if progress else 0.0,
             "restarts": view.restarts,
             "unreadable_samples": view.quarantined,
-            "wall_s": time.time() - self._started,
+            "wall_s": self._wall_s_before + time.time() - self._started,
             "workers": view.workers,
             "seed": experiment.seed,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},

@@ -75,7 +75,7 @@ def _table(view: View, plan: Plan, experiment: Experiment, elapsed_s: float) -> 
 def _print_lines(
     console: Console, channel: Channel, plan: Plan, experiment: Experiment, ended: threading.Event
 ) -> None:
-    shown, epoch, printed_at = 0, None, time.time()
+    shown, epoch, printed_step, printed_at = 0, None, 0, time.time()
     while True:
         last = ended.is_set()
         view: View = channel.call("view")
@@ -84,8 +84,9 @@ def _print_lines(
                 console.print(f"{event['event']}: {event['message']}", soft_wrap=True, highlight=False, markup=False)
         shown = view.num_events
         new_epoch = view.epoch["epoch"] if view.epoch else None
-        if new_epoch != epoch or (view.step and time.time() - printed_at > LINE_EVERY_S):
-            epoch, printed_at = new_epoch, time.time()
+        step = view.step["step"] if view.step else 0
+        if new_epoch != epoch or (step != printed_step and time.time() - printed_at > LINE_EVERY_S):
+            epoch, printed_step, printed_at = new_epoch, step, time.time()
             print("  ".join(f"{name} {cell}" for name, cell in row(view, plan, experiment).items()), flush=True)
         if last:
             return

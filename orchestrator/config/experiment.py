@@ -50,7 +50,7 @@ class RunConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which network: `name` from torchvision (resnet18, ...) or one of ours (small_resnet).
+    """Which network: `name` from torchvision (resnet18, ...) or one of ours (small_resnet, resnet20, ...).
 
     `options`: keyword arguments of its builder. The number of classes and the channels come from the data.
     """

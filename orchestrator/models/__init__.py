@@ -1,6 +1,7 @@
 """The networks that an experiment can name.
 
-zoo.py    the table of names: ours, and torchvision's
-small.py  a residual network for images of 8 to 32 pixels
-size.py   weights, activations and multiply-adds of a network, without running it
+zoo.py           the table of names: ours, and torchvision's
+small.py         a residual network for images of 8 to 32 pixels
+cifar_resnet.py  the first paper's residual networks for CIFAR-10: resnet20 to resnet110
+size.py          weights, activations and multiply-adds of a network, without running it
 """

@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 from orchestrator.config.experiment import ModelConfig
 from orchestrator.config.mistake import did_you_mean, either, show
 from orchestrator.errors import InputError
+from orchestrator.models.cifar_resnet import CIFAR_RESNETS
 from orchestrator.models.small import SmallResNet
 
 # To add a network: a class that takes (num_classes, channels, image_size, *, its options), and a line here.
-OURS: dict[str, Callable[..., nn.Module]] = {"small_resnet": SmallResNet}
+OURS: dict[str, Callable[..., nn.Module]] = {"small_resnet": SmallResNet, **CIFAR_RESNETS}
 
 FROM_DATA = {"num_classes", "channels", "image_size", "input_size"}
 # Set here: no trained weights; not the auxiliary outputs of GoogLeNet and Inception, which have no loss.
@@ -71,7 +72,7 @@ def check_model(config: ModelConfig) -> None:
     """Raises: InputError if there is no such network, or its builder takes no option of such a name."""
     if config.name not in OURS and config.name not in (names := model_names()):
         raise InputError(
-            f"model.name: got {show(config.name)}, must be {either(OURS)} or a classification network of "
+            f"model.name: got {show(config.name)}, must be {', '.join(OURS)} or a classification network of "
             f"torchvision such as resnet18{did_you_mean(config.name.lower(), names)}"
         )
     for option in config.options:

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from PIL import Image
 
 from orchestrator.config.load import load_experiment
-from orchestrator.launch import run
+from orchestrator.launch import connected_to_ray, run
 from pipelines.pack import PackOptions, pack
 from pipelines.sources import open_source
 from tests.conftest import DIGITS, SMALL
@@ -32,16 +31,14 @@ WHOLE = {
     "shards, alone": ("shards", 0),
     "folder, 1 worker": ("imagefolder", 1),
     "shards, 2 workers": ("shards", 2),
-    "tar, 2 workers": ("tar", 2),
-    "parquet, 1 worker": ("parquet", 1),
 }
 # name -> source, workers, the step of the commit to go on from: in the middle of the first and of the second epoch
 RESUMED = {
     "tar, alone, from 3": ("tar", 0, 3),
-    "parquet, alone, from 12": ("parquet", 0, 12),
+    "shards, alone, from 12": ("shards", 0, 12),
     "folder, alone, from 24": ("imagefolder", 0, 24),
-    "tar, 1 worker, from 9": ("tar", 1, 9),
-    "shards, 2 workers, from 21": ("shards", 2, 21),
+    "tar, 2 workers, from 9": ("tar", 2, 9),
+    "parquet, 1 worker, from 21": ("parquet", 1, 21),
 }
 
 
@@ -100,14 +97,12 @@ def cut(run_folder: Path, step: int, into: Path) -> None:
 
 def main(folder: Path) -> None:
     sources = write_sources(folder)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    for name, (kind, workers) in WHOLE.items():
-        train(sources[kind], workers, folder / name)
-    for name, (kind, workers, step) in RESUMED.items():
-        cut(folder / "folder, alone", step, folder / name)
-        train(sources[kind], workers, folder / name, resume=True)
-    ray.shutdown()
+    with connected_to_ray():
+        for name, (kind, workers) in WHOLE.items():
+            train(sources[kind], workers, folder / name)
+        for name, (kind, workers, step) in RESUMED.items():
+            cut(folder / "folder, alone", step, folder / name)
+            train(sources[kind], workers, folder / name, resume=True)
 
 
 if __name__ == "__main__":

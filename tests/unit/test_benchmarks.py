@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from image_files import encoded
 
+from benchmarks import cifar10, plain_cifar
 from benchmarks.disk import filesystem_of
 from benchmarks.overlap import figures, judged, verdicts
 from benchmarks.photos import copy_photos, link_photos, unpack, write_tars
 from orchestrator.cli import app
+from orchestrator.config.experiment import CosineConfig
+from orchestrator.config.load import load_experiment
 from orchestrator.errors import InputError
+from orchestrator.training.schedule import rate
 from pipelines.sources import open_source
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +30,7 @@ def test_bench_without_a_name_lists_every_benchmark(capsys: pytest.CaptureFixtur
 
 
 def test_bench_refuses_a_name_that_there_is_not_and_says_which_there_are() -> None:
-    with pytest.raises(InputError, match="NAME: got nothing_such, must be decode, disk, "):
+    with pytest.raises(InputError, match="NAME: got nothing_such, must be cifar10, decode, disk, "):
         app(["bench", "nothing_such"], standalone_mode=False)
 
 
@@ -148,3 +152,46 @@ def test_tars_hold_the_same_images_and_labels_as_the_folders(photos: Path, tmp_p
 
 def test_the_filesystem_of_a_folder_is_that_of_the_longest_mount_point() -> None:
     assert filesystem_of(Path("/proc/self"))["type"] == "proc"
+
+
+def epoch(time: float, accuracy: float, train_s: float, wait_s: float) -> dict[str, float]:
+    return {
+        "time": time,
+        "val_accuracy": accuracy,
+        "train_s": train_s,
+        "data_wait_s": wait_s,
+        "evaluation_s": 2.0,
+    }
+
+
+def test_cifar10_splits_a_command_into_start_epochs_and_rest() -> None:
+    epochs = [epoch(112.0, 0.5, 8.0, 1.0), epoch(120.0, 0.7, 6.0, 0.0), epoch(131.0, 0.6, 6.0, 3.0)]
+    found = cifar10.figures(epochs, num_images=100, started=100.0, ended=140.0)
+    assert found == {
+        "accuracy": 0.6,
+        "total_s": 40.0,
+        "epoch_s": 8.0,
+        "start_s": 2.0,
+        "images_per_s": 15.0,
+        "data_wait_share": 0.2,
+        "curve": [(12.0, 0.5), (20.0, 0.7), (31.0, 0.6)],
+    }
+
+
+def test_the_plain_script_has_the_recipe_of_the_cifar_experiment() -> None:
+    experiment = load_experiment(str(cifar10.EXPERIMENT), ["train.epochs=4", "train.schedule.warmup_epochs=0.5"])
+    plain_cifar.check(experiment)
+    names = [type(step).__name__ for step in plain_cifar.transform(experiment, training=True).transforms]
+    assert names == ["PILToTensor", "RandomCrop", "RandomHorizontalFlip", "RandomApply", "ToDtype", "Normalize"]
+    names = [type(step).__name__ for step in plain_cifar.transform(experiment, training=False).transforms]
+    assert names == ["PILToTensor", "ToDtype", "Normalize"]
+    assert isinstance(experiment.train.schedule, CosineConfig)
+    for step in range(40):
+        ours = rate(experiment.train.schedule, base_lr=1.0, step=step, steps_per_epoch=10, epochs=4)
+        assert plain_cifar.rate(experiment, step, 10) == pytest.approx(ours)
+
+
+@pytest.mark.parametrize("override", ["train.ema_decay=0.9", "precision=bf16", "train.schedule.final=0.1"])
+def test_the_plain_script_refuses_a_recipe_that_it_has_not(override: str) -> None:
+    with pytest.raises(SystemExit, match=override.split("=")[0].removesuffix(".final")):
+        plain_cifar.check(load_experiment(str(cifar10.EXPERIMENT), [override]))

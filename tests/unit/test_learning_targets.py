@@ -215,9 +215,11 @@ def test_smooth_l1_and_mixup_train_too_in_parts_and_go_on_where_they_stopped(tmp
     short = load_experiment(
         DIGITS, overrides(tmp_path, "values", *more, "train.epochs=1", "train.schedule.name=constant")
     )
-    launch.run(short, resume=False, overwrite=False, watch=no_watch)
+    first = launch.run(short, resume=False, overwrite=False, watch=no_watch)
+    (tmp_path / "run" / "result.json").write_text(json.dumps(first | {"wall_s": 1000.0}))
     longer = short.model_copy(update={"train": short.train.model_copy(update={"epochs": 2})})
     result = launch.run(longer, resume=True, overwrite=False, watch=no_watch)
     epochs = lines(tmp_path, "epoch")
     assert [epoch["epoch"] for epoch in epochs] == [0, 1]
     assert result["best_val_rmse"] == min(epoch["val_rmse"] for epoch in epochs)
+    assert result["wall_s"] > 1000, "the time before it stopped counts too"

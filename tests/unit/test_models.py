@@ -125,7 +125,7 @@ def test_small_resnet_is_of_the_size_that_its_recipes_assume() -> None:
 
 def test_names_are_ours_and_the_classification_networks_of_torchvision() -> None:
     names = model_names()
-    assert names[0] == "small_resnet"
+    assert names[:3] == ["small_resnet", "resnet20", "resnet32"]
     assert {"resnet18", "convnext_tiny", "vit_b_16"} <= set(names)
     assert not {"fcn_resnet50", "fasterrcnn_resnet50_fpn", "raft_large", "r3d_18"} & set(names)
     assert len(names) == len(set(names))
@@ -135,6 +135,7 @@ def test_names_are_ours_and_the_classification_networks_of_torchvision() -> None
     "name",
     [
         "small_resnet",
+        "resnet20",
         "resnet18",
         "vit_b_16",
         "swin_t",
@@ -184,7 +185,8 @@ def test_options_reach_the_builder() -> None:
         (
             "resnet19",
             {},
-            'model.name: got "resnet19", must be small_resnet or a classification network of torchvision '
+            'model.name: got "resnet19", must be small_resnet, resnet20, resnet32, resnet44, resnet56, resnet110 or a '
+            "classification network of torchvision "
             "such as resnet18; did you mean resnet18?",
         ),
         ("ResNet18", {}, "did you mean resnet18?"),

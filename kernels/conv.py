@@ -1,38 +1,20 @@
 """The one entry to convolution: which algorithm computes it is an argument.
 
-An algorithm is one file of this folder and one row of `ALGORITHMS`. It has the signature of torch's own
-conv2d, raises `UnsupportedShape` for what it does not do, and is never replaced silently by another.
+An algorithm is one file of this folder, which gives its `Passes`, and one row of `ALGORITHMS`. It raises
+`UnsupportedShape` for what it does not do, and is never replaced silently by another.
 """
-
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import direct, winograd
-from kernels.shapes import IntOrPair
+from kernels.passes import Passes, convolve
+from kernels.shapes import ConvShape, IntOrPair
 
-
-class Algorithm(Protocol):
-    """A differentiable convolution of (N, C, H, W) images."""
-
-    def __call__(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: IntOrPair,
-        padding: IntOrPair | str,
-        dilation: IntOrPair,
-        groups: int,
-        /,
-    ) -> Tensor: ...
-
-
-ALGORITHMS: dict[str, Algorithm] = {
-    "vendor": F.conv2d,  # what PyTorch chooses: cuDNN, oneDNN, ...
-    "direct": direct.conv2d,
-    "winograd": winograd.conv2d,
+ALGORITHMS: dict[str, Passes | None] = {
+    "vendor": None,  # what PyTorch chooses: cuDNN, oneDNN, ...
+    "direct": direct.PASSES,
+    "winograd": winograd.PASSES,
 }
 
 
@@ -57,4 +39,7 @@ def conv2d(
             f"algorithm: got {algorithm!r}, must be one of {', '.join(sorted(ALGORITHMS))}. "
             "Use 'vendor' for the one that PyTorch chooses."
         )
-    return ALGORITHMS[algorithm](input, weight, bias, stride, padding, dilation, groups)
+    passes = ALGORITHMS[algorithm]
+    if passes is None:
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return convolve(passes, input, weight, bias, ConvShape.of(input, weight, stride, padding, dilation, groups))

@@ -1,6 +1,6 @@
 """The three passes of a convolution, joined to what autograd differentiates.
 
-An algorithm says how it computes each pass; all else, here, is the same for all of them.
+An algorithm says what it does not do and how it computes each pass; all else, here, is the same for all of them.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,26 @@ Pass = Callable[[Tensor, Tensor, ConvShape], Tensor]
 
 
 class Passes(NamedTuple):
-    """How each pass is computed, from two tensors of the three.
+    """An algorithm: how each pass is computed, from two tensors of the three.
 
+    `check`: raises UnsupportedShape, with the reason, for what it does not do.
     `forward`: input (N, C, H, W), weight (K, C / groups, R, S) -> output (N, K, H', W').
     `input_gradient`: the output's gradient, weight -> the input's gradient.
     `weight_gradient`: the output's gradient, input -> the weight's gradient.
     """
 
+    check: Callable[[ConvShape], None]
     forward: Pass
     input_gradient: Pass
     weight_gradient: Pass
 
 
 def convolve(passes: Passes, input: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape) -> Tensor:
-    """Convolve by `passes`, with gradients by them (no second ones)."""
+    """Convolve by `passes`, with gradients by them (no second ones).
+
+    Raises: UnsupportedShape if they do not do this convolution.
+    """
+    passes.check(shape)
     output: Tensor = _Convolution.apply(input, weight, shape, passes)
     return output if bias is None else output + bias.view(1, -1, 1, 1)
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.native import build
-from kernels.passes import Passes, convolve
-from kernels.shapes import ConvShape, IntOrPair, Pair, UnsupportedShape
+from kernels.passes import Passes
+from kernels.shapes import ConvShape, Pair, UnsupportedShape
 from kernels.winograd_points import Rows, matrices
 
 _OUT, _TAPS = 4, 3
@@ -30,25 +30,6 @@ _SIDE = _OUT + _TAPS - 1
 # again for every few tiles.
 _FEW_TILES, _MANY_TILES, _FILTERS_IN_CACHE = 16, 64, 10 * 2**20
 _TILES_OF_GRADIENT = 128
-
-
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: IntOrPair = 1,
-    padding: IntOrPair | str = 0,
-    dilation: IntOrPair = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Convolve by F(4x4, 3x3), with gradients (no second ones).
-
-    Shapes: input (N, C, H, W), weight (K, C, 3, 3), bias (K,) -> (N, K, H', W').
-    Raises: UnsupportedShape for other filters than 3 x 3, steps other than 1, and groups.
-    """
-    shape = ConvShape.of(input, weight, stride, padding, dilation, groups)
-    check(shape)
-    return convolve(PASSES, input, weight, bias, shape)
 
 
 def check(shape: ConvShape) -> None:
@@ -95,7 +76,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     return _unless(failed, gradient)
 
 
-PASSES = Passes(forward, input_gradient, weight_gradient)
+PASSES = Passes(check, forward, input_gradient, weight_gradient)
 
 
 def convolution_by_torch(images: Tensor, filters: Tensor, corner: Pair, size: Pair) -> Tensor:
@@ -190,10 +171,7 @@ def _library_for(*tensors: Tensor) -> ctypes.CDLL | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    try:
-        return load_library()
-    except build.NotBuilt:
-        return None
+    return build.loaded(load_library, "winograd convolutions are computed by torch, many times slower")
 
 
 def load_library() -> ctypes.CDLL:

@@ -10,8 +10,9 @@ def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources
     """What would run where, in lines of `name: value`; the warnings last."""
     where = "in this process, without Ray" if not plan.uses_ray else f"{_workers(plan)}, all-reduce"
     kind = "GPU" if plan.device == "cuda" else "CPU"
+    plural = "" if resources.nodes == 1 else "s"
     lines = {
-        "resources": f"{resources.cpus} CPUs, {resources.gpus} GPUs, {resources.nodes} nodes",
+        "resources": f"{resources.cpus} CPUs, {resources.gpus} GPUs, {resources.nodes} node{plural}",
         "training": f"{where}; on {kind}, {plan.threads_per_worker} threads each",
         "global batch": f"{experiment.train.global_batch}: {plan.share} samples a worker and step",
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in all; evaluation {plan.val_steps}",

@@ -5,20 +5,24 @@ built in a folder of its own and renamed into place: any number of processes may
 libraries stays. Never -march=native, since a home folder may be shared by nodes: what only some CPUs have is asked for
 by flags, which are in the name.
 
-Calls through ctypes let other Python threads run.
+Calls through ctypes let other Python threads run. Who can do without a library says so, by `loaded`.
 """
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-Wall", "-Wextra")
 COMPILERS = ("cc", "gcc", "clang")
+
+_LOG = logging.getLogger(__name__)
 
 
 class NotBuilt(Exception):
@@ -41,6 +45,15 @@ def load(source: Path, libraries: tuple[str, ...] = (), flags: tuple[str, ...] =
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NotBuilt(f"{path} could not be written or loaded: {error}") from error
+
+
+def loaded(load_it: Callable[[], ctypes.CDLL], instead: str) -> ctypes.CDLL | None:
+    """The library, or None after a warning of what is done instead and why. To be asked once a process."""
+    try:
+        return load_it()
+    except NotBuilt as reason:
+        _LOG.warning("%s: %s. Install a C compiler (Debian: gcc).", instead, reason)
+        return None
 
 
 def cache_folder() -> Path:

@@ -209,23 +209,25 @@ static float *scratch(int purpose, size_t floats) {
 }
 enum { FILTERS = 0, TILES = 1 };
 
-INLINE void transform_tile(const float *const *px, int C, float *v, size_t point) {
-  int c = 0;
-  for (; c + WIDTH <= C; c += WIDTH) {
-    vec in[SIDE][SIDE], out[SIDE][SIDE];
-    for (int p = 0; p < POINTS; p++) in[p / SIDE][p % SIDE] = load(px[p] + c);
-    input_2d(in, out);
-    for (int p = 0; p < POINTS; p++) store(v + (size_t)p * point + c, out[p / SIDE][p % SIDE]);
+/* Channels of one tile, WIDTH at a time, to `to` + group * group_step + point * point_step; zeros behind the last. */
+#define SPREAD_TILE(name, two_d, FROM)                                                                      \
+  INLINE void name(const float *const *px, int channels, float *to, size_t group_step, size_t point_step) { \
+    for (int c = 0; c < channels; c += WIDTH, to += group_step) {                                           \
+      vec in[FROM][FROM], out[SIDE][SIDE];                                                                  \
+      if (c + WIDTH <= channels) {                                                                          \
+        for (int p = 0; p < FROM * FROM; p++) in[p / FROM][p % FROM] = load(px[p] + c);                     \
+      } else {                                                                                              \
+        for (int p = 0; p < FROM * FROM; p++) {                                                             \
+          vec tail = {0};                                                                                   \
+          memcpy(&tail, px[p] + c, (size_t)(channels - c) * 4);                                             \
+          in[p / FROM][p % FROM] = tail;                                                                    \
+        }                                                                                                   \
+      }                                                                                                     \
+      two_d(in, out);                                                                                       \
+      for (int p = 0; p < POINTS; p++) store(to + (size_t)p * point_step, out[p / SIDE][p % SIDE]);         \
+    }                                                                                                       \
   }
-  if (c < C) {
-    float tail[POINTS][WIDTH] = {{0}};
-    vec in[SIDE][SIDE], out[SIDE][SIDE];
-    for (int p = 0; p < POINTS; p++) memcpy(tail[p], px[p] + c, (size_t)(C - c) * 4);
-    for (int p = 0; p < POINTS; p++) in[p / SIDE][p % SIDE] = load(tail[p]);
-    input_2d(in, out);
-    for (int p = 0; p < POINTS; p++) memcpy(v + (size_t)p * point + c, &out[p / SIDE][p % SIDE], (size_t)(C - c) * 4);
-  }
-}
+SPREAD_TILE(spread_input, input_2d, SIDE)
 
 #if defined(__AVX512F__)
 #define STREAM(to, value) _mm512_stream_ps(to, (__m512)(value))
@@ -274,7 +276,8 @@ static void convolve_block(const float *x, const struct sizes *s, int first, int
     at.row -= s->top;
     at.column -= s->left;
     pixels_at(places, SIDE, x, s->h, s->w, s->c, at, zeros);
-    transform_tile(places, s->c, v + (size_t)t * (size_t)s->c, vpoint);
+    /* Zeros behind the last channel lie where the next tile begins, which is yet to come, or behind the last tile. */
+    spread_input(places, s->c, v + (size_t)t * (size_t)s->c, WIDTH, vpoint);
   }
   for (size_t p = 0; p < POINTS; p++) multiply(v + p * vpoint, u + p * upoint, m + p * mpoint, count, s->c, s->k);
   for (int t = 0; t < count; t++) {
@@ -338,26 +341,6 @@ INLINE void spread_1d(const vec g[OUT], vec out[SIDE]) {
 }
 TRANSFORM(gradient_2d, gradient_1d, SIDE, 3)
 TRANSFORM(spread_2d, spread_1d, OUT, SIDE)
-
-/* Channels of one tile, WIDTH at a time, to `to` + group * group_step + point * point_step; zeros behind the last. */
-#define SPREAD_TILE(name, two_d, FROM)                                                                      \
-  INLINE void name(const float *const *px, int channels, float *to, size_t group_step, size_t point_step) { \
-    for (int c = 0; c < channels; c += WIDTH, to += group_step) {                                           \
-      vec in[FROM][FROM], out[SIDE][SIDE];                                                                  \
-      if (c + WIDTH <= channels) {                                                                          \
-        for (int p = 0; p < FROM * FROM; p++) in[p / FROM][p % FROM] = load(px[p] + c);                     \
-      } else {                                                                                              \
-        for (int p = 0; p < FROM * FROM; p++) {                                                             \
-          vec tail = {0};                                                                                   \
-          memcpy(&tail, px[p] + c, (size_t)(channels - c) * 4);                                             \
-          in[p / FROM][p % FROM] = tail;                                                                    \
-        }                                                                                                   \
-      }                                                                                                     \
-      two_d(in, out);                                                                                       \
-      for (int p = 0; p < POINTS; p++) store(to + (size_t)p * point_step, out[p / SIDE][p % SIDE]);         \
-    }                                                                                                       \
-  }
-SPREAD_TILE(spread_input, input_2d, SIDE)
 SPREAD_TILE(spread_output, spread_2d, OUT)
 
 #define ROWS_W (WIDTH / 2)

@@ -29,9 +29,6 @@ MAX_POSITIONAL = 6
 EXCEPTIONS = {
     "tests/unit/test_report.py more than 350 lines": "2026-11: one subject; to be split",
     "kernels/conv.py conv2d: 7 parameters by position": "2026-11: those of torch.nn.functional.conv2d",
-    "kernels/conv.py __call__: 7 parameters by position": "2026-11: those of torch.nn.functional.conv2d",
-    "kernels/direct.py conv2d: 7 parameters by position": "2026-11: those of torch.nn.functional.conv2d",
-    "kernels/winograd.py conv2d: 7 parameters by position": "2026-11: the signature of torch.nn.functional.conv2d",
 }
 
 

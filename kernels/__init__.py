@@ -1,10 +1,18 @@
 """How a convolution is computed: torch and the standard library only, no Ray and no YAML.
 
-conv.py    conv2d with the algorithm as an argument, and the table of algorithms
-native/    C sources, and what compiles them
-passes.py  what autograd is told of any algorithm
-shapes.py  the sizes of a convolution, and what they cost; UnsupportedShape
-direct.py  by definition: the oracle that every other algorithm is tested against
-winograd.py         F(4x4, 3x3), for 3 x 3 filters
+conv.py        conv2d and Conv2d, with the algorithm as an argument
+operators.py   the three passes, as autograd and torch.compile know them
+algorithms.py  the table of algorithms, one file each:
+vendor.py      what PyTorch chooses, in either memory layout
+direct.py      by definition: the oracle that every other is tested against
+winograd.py    F(4x4, 3x3), for 3 x 3 filters
 winograd_points.py  its matrices, in exact fractions
+swap.py        a model's convolutions, computed by chosen algorithms
+dispatch.py    what 'auto' is, from a table
+tune.py        measures the table
+table.py       what was measured, and where it is kept
+passes.py      what an algorithm is
+shapes.py      the sizes of a convolution, and what they cost; UnsupportedShape
+layout.py      NCHW and NHWC
+native/        C sources, and what compiles them
 """

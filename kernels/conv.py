@@ -1,21 +1,15 @@
-"""The one entry to convolution: which algorithm computes it is an argument.
+"""The one entry to convolution: which algorithm computes each pass is an argument."""
 
-An algorithm is one file of this folder, which gives its `Passes`, and one row of `ALGORITHMS`. It raises
-`UnsupportedShape` for what it does not do, and is never replaced silently by another.
-"""
+from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from kernels import direct, winograd
-from kernels.passes import Passes, convolve
-from kernels.shapes import ConvShape, IntOrPair
-
-ALGORITHMS: dict[str, Passes | None] = {
-    "vendor": None,  # what PyTorch chooses: cuDNN, oneDNN, ...
-    "direct": direct.PASSES,
-    "winograd": winograd.PASSES,
-}
+from kernels import operators
+from kernels.algorithms import VENDOR, check_name
+from kernels.passes import Choice
+from kernels.shapes import IntOrPair, UnsupportedShape, padding_sides, pair
 
 
 def conv2d(
@@ -27,19 +21,86 @@ def conv2d(
     dilation: IntOrPair = 1,
     groups: int = 1,
     *,
-    algorithm: str = "vendor",
+    algorithm: str | Choice = "auto",
 ) -> Tensor:
-    """Convolve as torch.nn.functional.conv2d does, by the algorithm of that name.
+    """Convolve as torch.nn.functional.conv2d does, by the algorithm of that name, or one of its own for each pass.
 
-    Shapes: input (N, C, H, W), weight (K, C / groups, R, S), bias (K,) -> (N, K, H', W').
-    Raises: UnsupportedShape if the algorithm does not do this convolution; ValueError for an unknown name.
+    'auto' takes for each pass what `convoy tune` measured as fastest for this shape on this device, else the vendor's.
+    The output lies in memory as the input does (NCHW or NHWC). All are differentiable any number of times.
+
+    Shapes: input (N, C, H, W) or (C, H, W), weight (K, C / groups, R, S), bias (K,) -> (N, K, H', W') or (K, H', W').
+    Raises: UnsupportedShape if the algorithm does not do this convolution; ValueError for an unknown name; what PyTorch
+    raises for tensors that fit no convolution.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(
-            f"algorithm: got {algorithm!r}, must be one of {', '.join(sorted(ALGORITHMS))}. "
-            "Use 'vendor' for the one that PyTorch chooses."
-        )
-    passes = ALGORITHMS[algorithm]
-    if passes is None:
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return convolve(passes, input, weight, bias, ConvShape.of(input, weight, stride, padding, dilation, groups))
+    choice = Choice.of(algorithm)
+    for name in choice:
+        check_name(name)
+    options: tuple[Any, ...] = (stride, padding, dilation, groups)
+    if choice == Choice.of(VENDOR):
+        return F.conv2d(input, weight, bias, *options)
+    input, weight, bias = _as_autocast_wants(input, weight, bias)
+    if not _alike(input, weight, bias):
+        return F.conv2d(input, weight, bias, *options)  # which says what does not fit
+    try:
+        images = input.unsqueeze(0) if input.dim() == 3 else input
+        output = operators.forward(images, weight, _geometry(weight, options), ",".join(choice))
+    except UnsupportedShape:
+        raise
+    except ValueError:
+        F.conv2d(input, weight, bias, *options)  # which says what does not fit
+        raise
+    if bias is not None:
+        output = output + bias.view(1, -1, 1, 1)
+    return output.squeeze(0) if input.dim() == 3 else output
+
+
+class Conv2d(nn.Conv2d):
+    """torch.nn.Conv2d, computed by `algorithm`: a name, or a `Choice` of one for each pass.
+
+    Parameters, hooks, state_dict and the other arguments are those of nn.Conv2d.
+    """
+
+    algorithm: str | Choice
+
+    def __init__(self, *args: Any, algorithm: str | Choice = "auto", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.algorithm = algorithm
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        return conv2d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups, algorithm=self.algorithm
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        inherited: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{inherited}, algorithm={self.algorithm!r}"
+
+
+def _geometry(weight: Tensor, options: tuple[Any, ...]) -> list[int]:
+    """What `operators` calls so, of conv2d's stride, padding, dilation and groups."""
+    stride, padding, dilation, groups = options
+    stride, dilation = pair(stride), pair(dilation)
+    rows, columns = padding_sides(padding, (weight.shape[2], weight.shape[3]), stride, dilation)
+    return [*stride, *rows, *columns, *dilation, groups]
+
+
+def _as_autocast_wants(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors, in autocast's type inside such a region: PyTorch lists convolutions among what it casts."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor for tensor in tensors
+    )
+
+
+def _alike(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
+    of_one_kind = all((each.dtype, each.device) == (input.dtype, input.device) for each in tensors)
+    return (
+        of_one_kind and weight.dim() == 4 and input.dim() in (3, 4) and (bias is None or bias.shape == weight.shape[:1])
+    )

@@ -4,13 +4,15 @@ Letters follow Lavin & Gray (arXiv:1509.09308): N batch, C input channels, K out
 filter. Every algorithm of this folder takes its sizes from a `ConvShape`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 Pair = tuple[int, int]
-IntOrPair = int | Pair
+Sides = tuple[Pair, Pair]
+IntOrPair = int | tuple[int, ...]  # of one or two
 
 
 class UnsupportedShape(ValueError):
@@ -34,7 +36,7 @@ class ConvShape:
     r: int
     s: int
     stride: Pair = (1, 1)
-    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    padding: Sides = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
     groups: int = 1
 
@@ -78,17 +80,33 @@ class ConvShape:
                 f"input, weight: got {input.dim()} and {weight.dim()} dimensions, must be 4 each: "
                 "(N, C, H, W) and (K, C / groups, R, S). Add the dimensions of size 1."
             )
-        n, c, h, w = input.shape
-        k, c_group, r, s = weight.shape
         _check_at_least(1, "groups", groups)
+        stride, dilation = pair(stride), pair(dilation)
+        sides = padding_sides(padding, (weight.shape[2], weight.shape[3]), stride, dilation)
+        return cls.sized(input.shape, weight.shape, stride, sides, dilation, groups)
+
+    @classmethod
+    def sized(
+        cls,
+        input_size: Sequence[int],
+        weight_size: Sequence[int],
+        stride: Pair,
+        padding: Sides,
+        dilation: Pair,
+        groups: int,
+    ) -> "ConvShape":
+        """The shape between tensors of these sizes: (N, C, H, W) and (K, C / groups, R, S).
+
+        Raises: ValueError if they do not fit each other.
+        """
+        n, c, h, w = input_size
+        k, c_group, r, s = weight_size
         if c != c_group * groups:
             raise ValueError(
                 f"weight: got {c_group} input channels a group, must be C / groups = {c} / {groups}. "
                 "Use a weight of shape (K, C / groups, R, S)."
             )
-        stride, dilation = pair(stride), pair(dilation)
-        sides = _padding(padding, (r, s), stride, dilation)
-        return cls(n=n, c=c, h=h, w=w, k=k, r=r, s=s, stride=stride, padding=sides, dilation=dilation, groups=groups)
+        return cls(n=n, c=c, h=h, w=w, k=k, r=r, s=s, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
     @classmethod
     def of_module(cls, conv: nn.Conv2d, input: Tensor) -> "ConvShape":
@@ -159,13 +177,16 @@ class ConvShape:
 
 def pair(value: IntOrPair) -> Pair:
     """(value, value) for one number."""
-    if isinstance(value, int):
-        return value, value
-    rows, columns = value
+    values = (value,) if isinstance(value, int) else tuple(value)
+    rows, columns = values * 2 if len(values) == 1 else values
     return rows, columns
 
 
-def _padding(padding: IntOrPair | str, filter_size: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+def padding_sides(padding: IntOrPair | str, filter_size: Pair, stride: Pair, dilation: Pair) -> Sides:
+    """((top, bottom), (left, right)) of a padding as in torch.nn.functional.conv2d; 'same' puts an odd one last.
+
+    Raises: ValueError for another word, or 'same' with a stride.
+    """
     if padding == "valid":
         return (0, 0), (0, 0)
     if padding == "same":

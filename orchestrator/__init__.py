@@ -5,6 +5,7 @@ __main__.py    `python -m orchestrator`, the same command for a job on a cluster
 config/        experiment files -> frozen models, or all that is wrong with them
 plan.py        (experiment, resources) -> Plan; pure
 prepare.py     what is decided before a run starts: data opened, model sized, plan made
+tuning.py      the algorithms of an experiment's convolutions: checked, measured
 explain.py     a plan as text
 launch.py      Plan -> run; the only file that starts anything
 stopping.py    Ctrl-C and SIGTERM: commit at the next step boundary, then end

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.load import dump_experiment, load_experiment
@@ -175,6 +177,33 @@ def preview(
     from orchestrator.data_commands import write_preview
 
     print(f"preview: {write_preview(chosen, out, samples=samples, epochs=epochs)}")
+
+
+@app.command()
+def tune(
+    experiment: Target,
+    overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="For each pass of a shape, after a first try of all.")] = 0.5,
+) -> None:
+    """Measure which convolution algorithm is fastest for each layer on this machine, for kernels: auto."""
+    chosen = _experiment(experiment, overrides or [])
+    from orchestrator import prepare, tuning
+
+    prepared = prepare.prepare(chosen, prepare.resources_here())
+    shapes = tuning.layer_shapes(chosen, prepared.plan)
+    measured = tuning.tune_layers(chosen, prepared.plan, shapes, seconds=seconds)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        rows = list(progress.track(measured, total=3 * len(set(shapes.values())), description="passes"))
+    Console(soft_wrap=True).print(tuning.printed(rows, shapes))
+
+
+@app.command()
+def kernels() -> None:
+    """List the convolution algorithms, what they need here, and what has been measured."""
+    from orchestrator.tuning import algorithms_here
+
+    for line in algorithms_here():
+        print(line)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

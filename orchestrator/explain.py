@@ -1,8 +1,13 @@
 """The plan as text, for `convoy train --explain`."""
 
+from collections import Counter
+
+from kernels.algorithms import AUTO, VENDOR
+from kernels.table import all_stored
 from orchestrator.config.experiment import Experiment
 from orchestrator.plan import ModelSize, Plan, Resources
 from orchestrator.training.tasks import TASKS
+from orchestrator.tuning import check_kernels
 from pipelines.augment.program import compile_program
 
 
@@ -24,11 +29,23 @@ def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources
             f"{_mib(plan.weights_bytes)} weights, gradients and state + {_mib(plan.activations_bytes)} activations "
             f"+ {_mib(plan.prefetch_bytes)} prefetched (estimate)"
         ),
+        "kernels": _kernels(experiment, plan),
         "run folder": experiment.run.path,
     }
     width = max(map(len, lines))
     text = [f"{name:<{width}}  {value}" for name, value in lines.items()]
     return "\n".join(text + [f"warning: {warning}" for warning in plan.warnings])
+
+
+def _kernels(experiment: Experiment, plan: Plan) -> str:
+    if experiment.kernels == {"default": VENDOR}:
+        return "the vendor's"
+    layers = Counter(check_kernels(experiment, plan.target.width).values())
+    chosen = ", ".join(f"{number} by {name}" for name, number in layers.most_common())
+    if AUTO not in layers:
+        return chosen
+    here = sum(len(each.rows) for each in all_stored())
+    return f"{chosen}: {here} passes are measured" if here else f"{chosen}: nothing is measured, try convoy tune"
 
 
 def _workers(plan: Plan) -> str:

@@ -14,6 +14,7 @@ from orchestrator.models.zoo import check_model
 from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
 from orchestrator.run_folder import RunFolder
 from orchestrator.training.tasks import check_loss
+from orchestrator.tuning import check_kernels, kernel_tables
 from orchestrator.worker import Setup
 from pipelines.augment.trial import try_functions
 from pipelines.listing import check_same_targets
@@ -64,6 +65,7 @@ class Prepared:
             train_epoch=Epoch(len(self.train.listing), batch),
             val_epoch=Epoch(len(self.val.listing), batch),
             identity=self.identity,
+            kernel_tables=kernel_tables(self.experiment, folder),
         )
 
 
@@ -90,6 +92,7 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
         try_functions(data.augment, data.channels, data.image_size)
     except ValueError as error:
         raise InputError(f"data.{error}") from error
+    check_kernels(experiment, target.width)
     model = measure(experiment.model, num_classes=target.width, channels=data.channels, image_size=data.image_size)
     size = DataSize(len(train.listing), len(val.listing), target)
     return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)

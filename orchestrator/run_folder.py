@@ -22,6 +22,7 @@ from orchestrator.errors import InputError
 
 SMALL_FILES = (
     "experiment.yaml",
+    "kernels.json",
     "metrics.jsonl",
     "events.jsonl",
     "result.json",

@@ -13,6 +13,8 @@ import ray
 import ray.train
 import torch
 
+from kernels import dispatch
+from kernels.table import Table
 from orchestrator.channel import ActorChannel, Channel
 from orchestrator.config.experiment import Experiment
 from orchestrator.errors import RunError
@@ -41,7 +43,10 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {"sync": Sync}
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is told; small enough to send. `identity` says which run it is, for resuming."""
+    """What a worker is told; small enough to send.
+
+    `identity` says which run it is, for resuming. `kernel_tables`: what was measured on devices (`Table.to_json`).
+    """
 
     experiment: Experiment
     plan: Plan
@@ -50,6 +55,7 @@ class Setup:
     train_epoch: Epoch
     val_epoch: Epoch
     identity: dict[str, Any]
+    kernel_tables: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,7 @@ def train_with(
 def build_learner(setup: Setup, device: torch.device) -> Learner:
     """The learner before its first step: the same on every worker, from the experiment's seed."""
     experiment = setup.experiment
+    dispatch.use(map(Table.from_json, setup.kernel_tables), device)
     torch.manual_seed(mix("init", experiment.seed))
     model = build_model(
         experiment.model,

@@ -182,6 +182,13 @@ Precision = Annotated[
     BeforeValidator(_precision_shorthand, json_schema_input_type=PrecisionName | PrecisionConfig),
 ]
 
+
+def _kernels_shorthand(value: Any) -> Any:
+    return {"default": value} if isinstance(value, str) else value
+
+
+Kernels = Annotated[dict[str, str], BeforeValidator(_kernels_shorthand, json_schema_input_type=str | dict[str, str])]
+
 # A number, or [min, max]. The tags keep pydantic from reporting a mistake once for each member of the union.
 Workers = Annotated[
     Annotated[int, Field(ge=0), Tag("number")]
@@ -254,7 +261,12 @@ class TraceConfig(Section):
 
 
 class Experiment(Section):
-    """One experiment file."""
+    """One experiment file.
+
+    `kernels`: the algorithm of the convolutions (docs/kernels.md): a name, `auto` for what `convoy tune` measured as
+        fastest, or names by glob of layers, such as {default: vendor, "layer3.*": winograd}. A default holds where the
+        algorithm takes the layer; a layer that a glob names must be one.
+    """
 
     run: RunConfig
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -262,6 +274,7 @@ class Experiment(Section):
     model: ModelConfig
     train: TrainConfig
     precision: Precision = PrecisionConfig()
+    kernels: Kernels = {"default": "vendor"}
     strategy: SyncConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     failure: FailureConfig = FailureConfig()

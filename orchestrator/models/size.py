@@ -27,9 +27,9 @@ def measure(config: ModelConfig, *, num_classes: int, channels: int, image_size:
             shape = ConvShape.of(
                 inputs[0],
                 module.weight,
-                module.stride,  # type: ignore[arg-type]
-                module.padding,  # type: ignore[arg-type]
-                module.dilation,  # type: ignore[arg-type]
+                module.stride,
+                module.padding,
+                module.dilation,
                 module.groups,
             )
             flops += shape.flops // 2

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernels.swap import replace_convs
 from orchestrator.config.experiment import Experiment
 from orchestrator.training.checkpoint import Snapshot
 from orchestrator.training.optim import build_optimizer
@@ -24,6 +25,7 @@ class Learner:
     def __init__(self, experiment: Experiment, model: nn.Module, device: torch.device, target: Target) -> None:
         memory_format = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
         self.device = device
+        replace_convs(model, experiment.kernels)
         self.model = model.to(device=device).to(memory_format=memory_format)
         self.optimizer = build_optimizer(self.model, experiment.train.optimizer)
         self.precision = Precision(experiment.precision, device)

@@ -1,0 +1,16 @@
+"""Memory layouts of images: (N, C, H, W) in that order (NCHW), or with the channels of a pixel side by side (NHWC)."""
+
+import torch
+from torch import Tensor
+
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+def layout_of(images: Tensor) -> str:
+    """'nhwc' if the images lie so and not as 'nchw' too; the layout of results, too. Shapes: images (N, C, H, W)."""
+    return "nhwc" if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous() else "nchw"
+
+
+def laid_out(images: Tensor, layout: str) -> Tensor:
+    """The images in that layout, copied unless they lie so. Shapes: (N, C, H, W) -> the same."""
+    return images.contiguous(memory_format=LAYOUTS[layout])

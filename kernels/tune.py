@@ -1,0 +1,161 @@
+"""Measure which algorithm is fastest for a convolution, pass by pass.
+
+All that take the shape run in turns, caches warm, through the operators that training calls. Out of the race is who is
+less exact than the budget, and after the first turn who takes several times as long as the vendor. Another than the
+vendor's is chosen only if it is faster by more than the noise: in the median of the turns by MARGIN, and in three of
+four of them at all. PyTorch's is always in the race, in both memory layouts.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from kernels import operators
+from kernels.algorithms import ALGORITHMS, VENDOR, takes
+from kernels.layout import laid_out
+from kernels.passes import Choice
+from kernels.shapes import ConvShape
+from kernels.table import Row
+
+PASSES = Choice._fields
+MARGIN = 1.03
+ERROR_BUDGET = 1e-4
+_HOPELESS = 3.0
+_LEAST_TURNS, _MOST_TURNS = 5, 40
+# Made to be read, not to be fast.
+_NEVER = ("direct",)
+
+
+def shapes_of(model: nn.Module, images: Tensor) -> dict[str, ConvShape]:
+    """Module name -> shape of every nn.Conv2d that a forward pass meets, in that order. Shapes: images (N, C, H, W)."""
+    shapes: dict[str, ConvShape] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda module, inputs, name=name: shapes.update({name: ConvShape.of_module(module, inputs[0])})
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
+    ]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+def tune(
+    shape: ConvShape,
+    which: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: str,
+    seconds: float = 0.5,
+    error_budget: float = ERROR_BUDGET,
+) -> Row:
+    """Measure one pass of one convolution, for about `seconds` after a first turn of all.
+
+    `error_budget`: the largest difference from float64 allowed, over the largest value; twice the type's own precision
+    if that is more.
+    """
+    allowed = max(error_budget, 2 * torch.finfo(dtype).eps)
+    candidates = [name for name in ALGORITHMS if name not in _NEVER and takes(name, shape)]
+    errors = {name: _error(name, which, shape, dtype, device, layout) for name in candidates}
+    exact = [name for name in candidates if errors[name] <= allowed or name == VENDOR]
+    first, second = _tensors(which, shape, dtype, device, layout)
+    times = _in_turns({name: _call(name, which, first, second, shape) for name in exact}, device, seconds)
+    return Row(
+        which=which,
+        shape=shape,
+        dtype=str(dtype).removeprefix("torch."),
+        layout=layout,
+        algorithm=_winner(times),
+        seconds={name: statistics.median(taken) for name, taken in times.items()},
+        errors={name: errors[name] for name in times},
+    )
+
+
+def tune_all(shapes: Iterator[ConvShape] | list[ConvShape], **options: object) -> Iterator[Row]:
+    """Every pass of every distinct shape; the first layer's input has a gradient too, which costs little to know."""
+    for shape in dict.fromkeys(shapes):
+        for which in PASSES:
+            yield tune(shape, which, **options)  # type: ignore[arg-type]
+
+
+def _tensors(
+    which: str, shape: ConvShape, dtype: torch.dtype, device: torch.device, layout: str
+) -> tuple[Tensor, Tensor]:
+    """What the pass is computed from, images as behind an activation."""
+    random = torch.Generator().manual_seed(0)
+    scale = (2 / (shape.c // shape.groups * shape.r * shape.s)) ** 0.5
+    made = {
+        "input": torch.randn(shape.input_size, generator=random).relu(),
+        "weight": torch.randn(shape.weight_size, generator=random) * scale,
+        "grad": torch.randn(shape.output_size, generator=random),
+    }
+    names = {"forward": ("input", "weight"), "input_gradient": ("grad", "weight"), "weight_gradient": ("grad", "input")}
+    first, second = (laid_out(made[name].to(device, dtype), layout) for name in names[which])
+    return first, second
+
+
+def _call(name: str, which: str, first: Tensor, second: Tensor, shape: ConvShape) -> Callable[[], Tensor]:
+    geometry = [*shape.stride, *shape.padding[0], *shape.padding[1], *shape.dilation, shape.groups]
+    choice = ",".join(Choice.of(name))
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        if which == "forward":
+            return operators.forward(first, second, geometry, choice)
+        if which == "input_gradient":
+            return operators.input_gradient(first, second, shape.input_size, geometry, choice)
+        return operators.weight_gradient(first, second, shape.weight_size, geometry, choice)
+
+    return call
+
+
+def _error(name: str, which: str, shape: ConvShape, dtype: torch.dtype, device: torch.device, layout: str) -> float:
+    """Of one image, against the vendor's in float64 from the same numbers."""
+    shape = ConvShape(**(vars(shape) | {"n": 1}))
+    tensors = _tensors(which, shape, dtype, device, layout)
+    got = _call(name, which, *tensors, shape)().double()
+    first, second = (tensor.double() for tensor in tensors)
+    exact = _call(VENDOR, which, first, second, shape)()
+    return float((got - exact).abs().max() / exact.abs().max())
+
+
+def _in_turns(calls: dict[str, Callable[[], Tensor]], device: torch.device, seconds: float) -> dict[str, list[float]]:
+    for call in calls.values():
+        call()
+    first = {name: _seconds(call, device) for name, call in calls.items()}
+    hopeful = {name: call for name, call in calls.items() if first[name] <= _HOPELESS * first[VENDOR]}
+    times: dict[str, list[float]] = {name: [] for name in hopeful}
+    started = time.perf_counter()
+    for turn in range(_MOST_TURNS):
+        if turn >= _LEAST_TURNS and time.perf_counter() - started > seconds:
+            break
+        names = list(hopeful) if turn % 2 else list(reversed(hopeful))
+        for name in names:
+            times[name].append(_seconds(hopeful[name], device))
+    return times
+
+
+def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _winner(times: dict[str, list[float]]) -> str:
+    """The fastest of those that beat the vendor by more than the noise; none: the vendor."""
+    for name in sorted(times, key=lambda name: statistics.median(times[name])):
+        ratios = sorted(theirs / ours for theirs, ours in zip(times[VENDOR], times[name], strict=True))
+        if name == VENDOR or (statistics.median(ratios) > MARGIN and ratios[len(ratios) // 4] > 1):
+            return name
+    return VENDOR

@@ -1,0 +1,132 @@
+"""Convolution algorithms of an experiment: its `kernels` checked, its tables found, and `convoy tune`."""
+
+import inspect
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from rich.table import Table as Printed
+
+from kernels import table, tune
+from kernels.algorithms import ALGORITHMS, AUTO, VENDOR
+from kernels.native.build import NotBuilt
+from kernels.shapes import ConvShape
+from kernels.swap import replace_convs
+from kernels.table import Device, Row
+from orchestrator.config.experiment import Experiment
+from orchestrator.errors import InputError
+from orchestrator.models.zoo import outline
+from orchestrator.plan import Plan
+from orchestrator.run_folder import RunFolder
+
+FILE = "kernels.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_kernels(experiment: Experiment, width: int) -> dict[str, str]:
+    """The algorithm of every convolution of the model, which puts out `width` numbers.
+
+    Raises: InputError for an algorithm or a layer that does not exist, or that do not go together.
+    """
+    if experiment.kernels == {"default": VENDOR}:
+        return {}
+    try:
+        return replace_convs(_outline(experiment, width), experiment.kernels)
+    except ValueError as error:
+        raise InputError(f"kernels: {error}") from error
+
+
+def kernel_tables(experiment: Experiment, folder: RunFolder) -> tuple[dict[str, Any], ...]:
+    """What a run's workers choose by, whatever their device: of the run's start, so that it goes on as it began."""
+    if AUTO not in experiment.kernels.values():
+        return ()
+    path = folder.local / FILE
+    if not path.exists():
+        folder.write(FILE, json.dumps([each.to_json() for each in table.all_stored()]))
+    return tuple(json.loads(path.read_text()))
+
+
+def layer_shapes(experiment: Experiment, plan: Plan) -> dict[str, ConvShape]:
+    """Layer -> shape, as a worker meets it in a step."""
+    data, batch = experiment.data, max(1, plan.share // experiment.train.accumulate)
+    images = torch.empty(batch, data.channels, data.image_size, data.image_size, device="meta")
+    with torch.device("meta"):
+        return tune.shapes_of(_outline(experiment, plan.target.width), images)
+
+
+def tune_layers(experiment: Experiment, plan: Plan, shapes: dict[str, ConvShape], *, seconds: float) -> Iterator[Row]:
+    """Measure every pass of every distinct shape on this machine; each is kept as soon as it is known.
+
+    `seconds`: for each pass of a shape.
+    """
+    device = torch.device(plan.device)
+    torch.set_num_threads(plan.threads_per_worker)
+    layout = "nhwc" if experiment.train.channels_last else "nchw"
+    dtype = DTYPES[experiment.precision.default]
+    found = table.stored(Device.of(device))
+    for row in tune.tune_all(list(shapes.values()), dtype=dtype, device=device, layout=layout, seconds=seconds):
+        found = found.merged((row,))
+        table.store(found)
+        yield row
+
+
+def printed(rows: list[Row], shapes: dict[str, ConvShape]) -> Printed:
+    """The rows as people read them, and what a step's convolutions take in all, layers of one shape counted each."""
+    layers = Counter(shapes.values())
+    first = {shape: name for name, shape in reversed(shapes.items())}
+    columns = ("layer", "shape", "pass", "vendor, ms", "chosen", "ms", "ratio", "error")
+    result = Printed(*columns, box=None, header_style="bold")
+    for column in result.columns[3:]:
+        column.justify = "right"
+    for row in rows:
+        more = f" +{layers[row.shape] - 1}" if layers[row.shape] > 1 else ""
+        result.add_row(
+            first[row.shape] + more,
+            _words(row.shape),
+            row.which.replace("_", " "),
+            f"{row.vendor_s * 1e3:.2f}",
+            row.algorithm,
+            f"{row.seconds[row.algorithm] * 1e3:.2f}",
+            f"{row.ratio:.2f}",
+            f"{row.errors[row.algorithm]:.0e}",
+        )
+    vendor, chosen = (
+        sum(layers[row.shape] * seconds for row, seconds in zip(rows, times, strict=True))
+        for times in ([row.vendor_s for row in rows], [row.seconds[row.algorithm] for row in rows])
+    )
+    result.add_section()
+    ratio = f"{vendor / chosen:.2f}" if chosen else ""
+    result.add_row("in all", "", "", f"{vendor * 1e3:.2f}", "", f"{chosen * 1e3:.2f}", ratio, "")
+    return result
+
+
+def algorithms_here() -> Iterator[str]:
+    """A line for each algorithm, where native code is not had why, and for each table that was measured."""
+    width = max(map(len, ALGORITHMS))
+    for name, passes in ALGORITHMS.items():
+        module = inspect.getmodule(passes.forward)
+        title = (inspect.getdoc(module) or "").splitlines()[0]
+        yield f"{name:<{width}}  {title}"
+        try:
+            if load := getattr(module, "load_library", None):
+                load()
+        except NotBuilt as reason:
+            yield f"{'':<{width}}  without native code, many times slower: {reason}"
+    for each in table.all_stored():
+        threads = f", {each.device.threads} threads" if each.device.threads else ""
+        yield f"tuned: {each.device.name}{threads}, torch {each.device.version}: {len(each.rows)} passes"
+
+
+def _words(shape: ConvShape) -> str:
+    extras = [f"stride {shape.stride[0]}"] if shape.stride != (1, 1) else []
+    extras += [f"groups {shape.groups}"] if shape.groups > 1 else []
+    extras += [f"dilation {shape.dilation[0]}"] if shape.dilation != (1, 1) else []
+    sizes = f"{shape.n} x {shape.c} x {shape.h} x {shape.w} -> {shape.k}, {shape.r} x {shape.s}"
+    return ", ".join([sizes, *extras])
+
+
+def _outline(experiment: Experiment, width: int) -> torch.nn.Module:
+    data = experiment.data
+    return outline(experiment.model, num_classes=width, channels=data.channels, image_size=data.image_size)

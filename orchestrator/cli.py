@@ -28,6 +28,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.training.measures import MEASURES
 
 INTERRUPTED = 130
+TABLE_WIDTH = 120  # at least, of what tune prints
 
 app = typer.Typer(
     help="Train convolutional networks on Ray: one experiment file on a laptop and on a cluster.",
@@ -194,7 +195,7 @@ def tune(
     measured = tuning.tune_layers(chosen, prepared.plan, shapes, seconds=seconds)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         rows = list(progress.track(measured, total=3 * len(set(shapes.values())), description="passes"))
-    Console(soft_wrap=True).print(tuning.printed(rows, shapes))
+    Console(width=max(Console().width, TABLE_WIDTH)).print(tuning.printed(rows, shapes))
 
 
 @app.command()

@@ -4,13 +4,14 @@
     python -m benchmarks.kernels REFERENCE --parts layers --batches 8
     python -m benchmarks.kernels - --parts networks --networks resnet50
 
-layers     the 3 x 3 layers of VGG-E (Simonyan & Zisserman 2014), each pass: milliseconds, effective TFLOPS (operations of
-           the definition over time) and the speed-up of the fastest, as tables 5 and 6 of Lavin & Gray 2015
+layers     the 3 x 3 layers of VGG-E (Simonyan & Zisserman 2014), each pass: milliseconds, effective TFLOPS (the
+           definition's operations over time) and the speed-up of the fastest, as tables 5 and 6 of Lavin & Gray 2015
            (arXiv:1509.09308). Transforms of weights count, as in training.
 networks   every distinct layer of the networks at batch 8: `convoy tune` chooses, then, on other samples and in turns,
            the choice against the vendor in both layouts. Below 0.97 it is named.
 steps      forward, backward and SGD of whole networks at batch 16: PyTorch in both layouts against `kernels: auto` in
            the same two, in turns; the better of each two counts.
+accuracy   `convoy train` of an experiment with the vendor's and with `auto`, three seeds each: held-out accuracy.
 errors     every algorithm and pass against float64: largest difference over the largest value, fresh random numbers.
 
 Every time is of a result in fresh memory. The targets were set on a CPU with AVX-512. Where the vendor runs at 95 % of
@@ -19,8 +20,12 @@ peak, only fewer multiplications beat it.
 
 import argparse
 import csv
+import json
 import math
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +43,7 @@ from kernels.swap import replace_convs
 from kernels.table import Device, Row, Table
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 NETWORKS = (
     "alexnet", "vgg19", "googlenet", "inception_v3", "resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0",
     "convnext_tiny",
@@ -202,6 +208,28 @@ def step_of(name: str, kind: str, layout: str, batch: int) -> Any:
     return step
 
 
+def accuracy(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    _convoy("tune", args.experiment, *args.override)
+    for choice in ("vendor", "auto"):
+        found = []
+        for seed in range(args.seeds):
+            with tempfile.TemporaryDirectory() as folder:
+                _convoy("train", args.experiment, f"kernels={choice}", f"seed={seed}", f"run.folder={folder}/run",
+                        *args.override)  # fmt: skip
+                found.append(json.loads((Path(folder) / "run" / "result.json").read_text())["val_accuracy"])
+        spread = max(found) - min(found)
+        print(
+            f"{args.experiment}, {choice}: {statistics.fmean(found):.2%}, spread {spread:.2%}, {args.seeds} seeds",
+            flush=True,
+        )
+        yield {"experiment": args.experiment, "kernels": choice, "accuracies": found}
+
+
+def _convoy(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "orchestrator", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def errors(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     del args
     for shape in (
@@ -230,7 +258,7 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
-PARTS = {"layers": layers, "networks": networks, "steps": steps, "errors": errors}
+PARTS = {"layers": layers, "networks": networks, "steps": steps, "errors": errors, "accuracy": accuracy}
 
 
 def chart(axis: Any, parts: dict[str, Any]) -> None:
@@ -256,6 +284,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help="of a pass of a layer")
     parser.add_argument("--rounds", type=int, default=5, help="of training steps; the first is not counted")
     parser.add_argument("--seconds", type=float, default=0.3, help="to tune a pass of a layer")
+    parser.add_argument("--experiment", default="experiments/digits.yaml", help="of the part accuracy")
+    parser.add_argument("--override", nargs="*", default=["strategy.workers=0"], help="dotted.path=value, for it")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

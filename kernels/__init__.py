@@ -14,5 +14,7 @@ table.py       what was measured, and where it is kept
 passes.py      what an algorithm is
 shapes.py      the sizes of a convolution, and what they cost; UnsupportedShape
 layout.py      NCHW and NHWC
+cost.py        what a network costs, layer by layer
+rewrite.py     other stacks of convolutions with the same receptive field, for less
 native/        C sources, and what compiles them
 """

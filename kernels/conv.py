@@ -7,13 +7,14 @@ An algorithm is one file of this folder, which gives its `Passes`, and one row o
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import direct, winograd
+from kernels import depthwise, direct, winograd
 from kernels.passes import Passes, convolve
 from kernels.shapes import ConvShape, IntOrPair
 
 ALGORITHMS: dict[str, Passes | None] = {
     "vendor": None,  # what PyTorch chooses: cuDNN, oneDNN, ...
     "direct": direct.PASSES,
+    "depthwise": depthwise.PASSES,
     "winograd": winograd.PASSES,
 }
 

@@ -52,43 +52,21 @@ struct phase {
   int tap, taps, first;
 };
 
-/* Rows or columns. Results p, p + phases, p + 2 * phases, ... are phase p. Of a phase's values of the filter, each is
-   `every` places before the last one; 0: the filter in order. */
+/* The rows that row `out` of the results reads: from `row` on, dilation apart, times filter rows from `tap` on. */
+struct reads {
+  int row, tap, count, slot; /* of a ring */
+};
+
+/* Rows or columns. Results p, p + phases, p + 2 * phases, ... are phase p. `places`: where each value of the filter
+   lies among those in the order of phases. */
 struct axis {
-  int in, out, filter, phases, stride, dilation, every;
+  int in, out, filter, phases, stride, dilation;
   struct phase *of_phase;
+  struct reads *reads;
+  int *places;
 };
 
 static int common_divisor(int a, int b) { return b ? common_divisor(b, a % b) : a; }
-
-static int forward_axis(struct axis *a, int in, int out, int filter, int stride, int dilation, int before) {
-  *a = (struct axis){in, out, filter, 1, stride, dilation, 0, malloc(sizeof(struct phase))};
-  if (a->of_phase) a->of_phase[0] = (struct phase){0, filter, -before};
-  return a->of_phase ? DONE : NO_MEMORY;
-}
-
-/* From gradients of `out` results to those of `in` pixels: pixel p was read by the filter's values s for which stride
-   divides p + before - s * dilation, which are every so manieth. */
-static int backward_axis(struct axis *a, int in, int out, int filter, int stride, int dilation, int before) {
-  const int common = common_divisor(stride, dilation), every = stride / common;
-  *a = (struct axis){out, in, filter, stride, 1, dilation / common, every, malloc((size_t)stride * sizeof(struct phase))};
-  if (!a->of_phase) return NO_MEMORY;
-  for (int p = 0; p < stride; p++) {
-    int s = 0, tap = 0;
-    while (s < smaller(every, filter) && (p + before - s * dilation) % stride) tap += times(filter - s++, every);
-    const int taps = s < smaller(every, filter) ? times(filter - s, every) : 0;
-    a->of_phase[p] = (struct phase){tap, taps, (p + before - s * dilation) / stride - (taps - 1) * a->dilation};
-  }
-  return DONE;
-}
-
-/* Where value s of the filter lies among those in the order of phases. */
-static int place_of(const struct axis *a, int s) {
-  if (!a->every) return s;
-  int place = 0;
-  for (int c = 0; c < s % a->every; c++) place += times(a->filter - c, a->every);
-  return place + times(a->filter - s % a->every, a->every) - 1 - s / a->every;
-}
 
 /* Of `taps` pixels from `first` on, `dilation` apart, in a row of `size`: how many lie before it, and before its end. */
 static int before_start(int first, int taps, int dilation) {
@@ -98,17 +76,53 @@ static int before_end(int first, int taps, int dilation, int size) {
   return first >= size ? 0 : smaller(taps, times(size - first, dilation));
 }
 
-/* The rows that row `out` of the results reads: from `row` on, dilation apart, times filter rows from `tap` on. */
-struct reads {
-  int row, tap, count;
-};
-
 static struct reads reads_of(const struct axis *a, int out) {
   const struct phase *p = &a->of_phase[out % a->phases];
   const int first = p->first + out / a->phases * a->stride;
   const int skipped = before_start(first, p->taps, a->dilation);
   const int end = before_end(first, p->taps, a->dilation, a->in);
-  return (struct reads){first + skipped * a->dilation, p->tap + skipped, larger(0, end - skipped)};
+  return (struct reads){first + skipped * a->dilation, p->tap + skipped, larger(0, end - skipped), 0};
+}
+
+static void free_axis(struct axis *a) {
+  free(a->of_phase);
+  free(a->reads);
+  free(a->places);
+}
+
+static int allocate_axis(struct axis *a) {
+  a->of_phase = malloc((size_t)a->phases * sizeof(struct phase));
+  a->reads = malloc((size_t)a->out * sizeof(struct reads));
+  a->places = malloc((size_t)a->filter * sizeof(int));
+  return a->of_phase && a->reads && a->places ? DONE : NO_MEMORY;
+}
+
+static int forward_axis(struct axis *a, int in, int out, int filter, int stride, int dilation, int before) {
+  *a = (struct axis){in, out, filter, 1, stride, dilation, NULL, NULL, NULL};
+  if (allocate_axis(a) != DONE) return NO_MEMORY;
+  a->of_phase[0] = (struct phase){0, filter, -before};
+  for (int s = 0; s < filter; s++) a->places[s] = s;
+  for (int i = 0; i < out; i++) a->reads[i] = reads_of(a, i);
+  return DONE;
+}
+
+/* From gradients of `out` results to those of `in` pixels: pixel p was read by the filter's values s for which stride
+   divides p + before - s * dilation, which are s, s + every, ...; they come in reverse. */
+static int backward_axis(struct axis *a, int in, int out, int filter, int stride, int dilation, int before) {
+  const int common = common_divisor(stride, dilation), every = stride / common;
+  *a = (struct axis){out, in, filter, stride, 1, dilation / common, NULL, NULL, NULL};
+  if (allocate_axis(a) != DONE) return NO_MEMORY;
+  for (int s = 0, place = 0; s < smaller(every, filter); s++)
+    for (int k = times(filter - s, every) - 1; k >= 0; k--) a->places[s + k * every] = place++;
+  for (int p = 0; p < stride; p++) {
+    int s = 0;
+    while (s < smaller(every, filter) && (p + before - s * dilation) % stride) s++;
+    const int taps = s < smaller(every, filter) ? times(filter - s, every) : 0;
+    const int tap = taps ? a->places[s + (taps - 1) * every] : 0;
+    a->of_phase[p] = (struct phase){tap, taps, (p + before - s * dilation) / stride - (taps - 1) * a->dilation};
+  }
+  for (int i = 0; i < in; i++) a->reads[i] = reads_of(a, i);
+  return DONE;
 }
 
 /* The first and the last row that rows `from` to `to` read; 0 and -1 if none. */
@@ -116,7 +130,7 @@ static void span_of(const struct axis *a, int from, int to, int *first, int *las
   *first = a->in;
   *last = -1;
   for (int out = from; out < to; out++) {
-    const struct reads r = reads_of(a, out);
+    const struct reads r = a->reads[out];
     if (!r.count) continue;
     *first = smaller(*first, r.row);
     *last = larger(*last, r.row + (r.count - 1) * a->dilation);
@@ -178,6 +192,16 @@ static void copy_row(const struct images *x, int n, int c, int row, int groups, 
       copy_planes(x, n, c + g * WIDTH + half, row, to + (size_t)g * group + half);
 }
 
+/* Up to 8 floats. */
+static void copy_few(float *to, const float *from, int many) {
+  if (many >= 4) {
+    memcpy(to, from, 4 * sizeof(float));
+    memcpy(to + many - 4, from + many - 4, 4 * sizeof(float));
+  } else {
+    for (int i = 0; i < many; i++) to[i] = from[i];
+  }
+}
+
 /* One row of results from [column][WIDTH] to their place. */
 static void place_row(const struct images *y, int n, int c, int row, const float *from) {
   const int channels = smaller(WIDTH, y->c - c);
@@ -196,7 +220,7 @@ static void place_row(const struct images *y, int n, int c, int row, const float
         float turned[64];
         transpose_8x8(from + (size_t)at * WIDTH + i, WIDTH, turned, 8);
         for (int k = 0; k < smaller(8, channels - i); k++)
-          memcpy(to + (i + k) * y->at.c + at, turned + 8 * k, (size_t)columns * sizeof(float));
+          copy_few(to + (i + k) * y->at.c + at, turned + 8 * k, columns);
       }
     }
   }
@@ -250,20 +274,26 @@ struct source {
   size_t row_floats, filter_row;
 };
 
-/* sum[j] += x[j * STRIDE + t] * w[t] for t < TAPS, each pixel loaded once. */
-#define MEET(B, STRIDE, TAPS)                                                      \
-  {                                                                                \
-    vec value[TAPS];                                                               \
-    _Pragma("GCC unroll 8") for (int t = 0; t < TAPS; t++) value[t] = load(w + t * WIDTH); \
-    _Pragma("GCC unroll 32") for (int i = 0; i < (B - 1) * STRIDE + TAPS; i++) {   \
-      const vec of_pixel = load(x + i * WIDTH);                                    \
-      _Pragma("GCC unroll 8") for (int t = 0; t < TAPS; t++)                       \
-        if (i >= t && (i - t) % STRIDE == 0 && (i - t) / STRIDE < B)               \
-          sum[(i - t) / STRIDE] += of_pixel * value[t];                            \
-    }                                                                              \
-    x += TAPS * WIDTH;                                                             \
-    w += TAPS * WIDTH;                                                             \
-    taps -= TAPS;                                                                  \
+/* sum[j] += x[j * STRIDE + t] * w[t] for t < TAPS of every row, each pixel loaded once; then TAPS columns further. */
+#define MEET(B, STRIDE, TAPS)                                                         \
+  {                                                                                   \
+    const float *w = filter;                                                          \
+    for (int row = 0, slot = s->slot; row < s->rows; row++, w += s->filter_row) {     \
+      const float *x = column + (size_t)slot * s->row_floats;                         \
+      vec value[TAPS];                                                                \
+      _Pragma("GCC unroll 8") for (int t = 0; t < TAPS; t++) value[t] = load(w + t * WIDTH); \
+      _Pragma("GCC unroll 32") for (int i = 0; i < (B - 1) * STRIDE + TAPS; i++) {    \
+        const vec of_pixel = load(x + i * WIDTH);                                     \
+        _Pragma("GCC unroll 8") for (int t = 0; t < TAPS; t++)                        \
+          if (i >= t && (i - t) % STRIDE == 0 && (i - t) / STRIDE < B)                \
+            sum[(i - t) / STRIDE] += of_pixel * value[t];                             \
+      }                                                                               \
+      slot += s->dilation_h;                                                          \
+      if (slot >= s->depth) slot -= s->depth;                                         \
+    }                                                                                 \
+    column += TAPS * WIDTH;                                                           \
+    filter += TAPS * WIDTH;                                                           \
+    taps -= TAPS;                                                                     \
   }
 
 #define MEET_DENSE(B, STRIDE)          \
@@ -272,27 +302,30 @@ struct source {
   if (taps >= 3) MEET(B, STRIDE, 3)    \
   while (taps > 0) MEET(B, STRIDE, 1)
 
-#define MEET_ANY(B, STRIDE)                                                       \
-  for (; taps > 0; taps--, x += s->dilation_w * WIDTH, w += WIDTH) {              \
-    const vec value = load(w);                                                    \
-    _Pragma("GCC unroll 8") for (int j = 0; j < B; j++)                           \
-      sum[j] += load(x + (ptrdiff_t)j * s->stride_w * WIDTH) * value;             \
+#define MEET_ANY(B, STRIDE)                                                           \
+  for (int row = 0, slot = s->slot; row < s->rows; row++, filter += s->filter_row) {  \
+    const float *x = column + (size_t)slot * s->row_floats;                           \
+    for (int t = 0; t < taps; t++, x += s->dilation_w * WIDTH) {                      \
+      const vec value = load(filter + t * WIDTH);                                     \
+      _Pragma("GCC unroll 8") for (int j = 0; j < B; j++)                             \
+        sum[j] += load(x + (ptrdiff_t)j * s->stride_w * WIDTH) * value;               \
+    }                                                                                 \
+    slot += s->dilation_h;                                                            \
+    if (slot >= s->depth) slot -= s->depth;                                           \
   }
 
-#define BLOCK(NAME, B, STRIDE, MEET_ALL)                                                                       \
-  static void NAME(const struct source *s, const struct block *b, float *y, ptrdiff_t y_step) {                \
-    vec sum[B] = {{0}};                                                                                        \
-    int slot = s->slot;                                                                                        \
-    const float *of_row = s->filter + b->tap * WIDTH;                                                          \
-    for (int row = 0; row < s->rows; row++, of_row += s->filter_row) {                                         \
-      const float *x = s->ring + (size_t)slot * s->row_floats + (ptrdiff_t)b->in * WIDTH, *w = of_row;         \
-      int taps = b->taps;                                                                                      \
-      MEET_ALL(B, STRIDE)                                                                                      \
-      slot += s->dilation_h;                                                                                   \
-      if (slot >= s->depth) slot -= s->depth;                                                                  \
-    }                                                                                                          \
-    _Pragma("GCC unroll 8") for (int j = 0; j < B; j++)                                                        \
-      if (j < b->count) store(y + j * y_step, sum[j]);                                                         \
+#define BLOCK(NAME, B, STRIDE, MEET_ALL)                                                          \
+  static void NAME(const struct source *s, const struct block *b, float *y, ptrdiff_t y_step) {   \
+    vec sum[B] = {{0}};                                                                           \
+    const float *filter = s->filter + b->tap * WIDTH, *column = s->ring + (ptrdiff_t)b->in * WIDTH; \
+    int taps = b->taps;                                                                           \
+    MEET_ALL(B, STRIDE)                                                                           \
+    if (b->count == B) {                                                                          \
+      _Pragma("GCC unroll 8") for (int j = 0; j < B; j++) store(y + j * y_step, sum[j]);          \
+    } else {                                                                                      \
+      _Pragma("GCC unroll 8") for (int j = 0; j < B; j++)                                         \
+        if (j < b->count) store(y + j * y_step, sum[j]);                                          \
+    }                                                                                             \
   }
 #define BLOCKS(B) \
   BLOCK(dense_##B, B, 1, MEET_DENSE) BLOCK(every_second_##B, B, 2, MEET_DENSE) BLOCK(any_##B, B, 1, MEET_ANY)
@@ -325,17 +358,23 @@ struct convolution {
   size_t filter_row, row_floats, ring_floats;
 };
 
-/* filters[group][place of r][place of s][WIDTH] of w (c, r, s) */
-static void pack_filters(const struct convolution *a, const float *w, float *to, int threads) {
-  const int rows = a->rows.filter, columns = a->columns.filter, all = rows * columns;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int c = 0; c < times(a->x.c, WIDTH) * WIDTH; c++)
-    for (int r = 0; r < rows; r++)
-      for (int s = 0; s < columns; s++) {
-        const size_t place = (size_t)(place_of(&a->rows, r) * columns + place_of(&a->columns, s));
-        to[((size_t)(c / WIDTH * all) + place) * WIDTH + (size_t)(c % WIDTH)] =
-            c < a->x.c ? w[(size_t)c * (size_t)all + (size_t)(r * columns + s)] : 0;
+/* to[place of r][place of s][WIDTH] of channels c to c + WIDTH of w (c, r, s); zeros for channels that do not exist. */
+static void pack_filters(const struct convolution *a, const float *w, int c, float *to) {
+  const int columns = a->columns.filter, all = a->rows.filter * columns;
+  for (int first = 0; first < all; first += 8) {
+    const int many = smaller(8, all - first);
+    for (int half = 0; half < WIDTH; half += 8) {
+      float in[64] = {0}, turned[64];
+      for (int i = 0; i < smaller(8, a->x.c - c - half); i++)
+        memcpy(in + 8 * i, w + (size_t)(c + half + i) * (size_t)all + (size_t)first, (size_t)many * sizeof(float));
+      transpose_8x8(in, 8, turned, 8);
+      for (int t = 0; t < many; t++) {
+        const int r = (first + t) / columns, s = (first + t) % columns;
+        float *place = to + (size_t)(a->rows.places[r] * columns + a->columns.places[s]) * WIDTH;
+        memcpy(place + half, turned + 8 * t, 8 * sizeof(float));
       }
+    }
+  }
 }
 
 /* Rows of results at a time, and groups of channels, so that what they read fits the caches. */
@@ -345,9 +384,29 @@ static void plan_ring(struct convolution *a, int before, int behind) {
   a->step = MOST_ROWS;
   while (a->step > 1 && (size_t)depth_of(&a->rows, a->step) * a->row_floats > L1_FLOATS) a->step--;
   a->depth = depth_of(&a->rows, a->step);
+  for (int out = 0; out < a->rows.out; out++) a->rows.reads[out].slot = larger(0, a->rows.reads[out].row) % a->depth;
   a->ring_floats = apart((size_t)a->depth * a->row_floats);
   const int fit = (int)(L2_FLOATS / a->ring_floats), line = 16 / WIDTH;
   a->group = a->x.at.c == 1 ? larger(fit / line, 1) * line : line;
+}
+
+/* Rows `from` to `to` of the results of image n, one vector of channels. */
+static void convolve_rows(const struct convolution *a, int n, int c, int from, int to, const float *ring, float *row) {
+  const int direct = a->y.at.c == 1 && c + WIDTH <= a->y.c;
+  const float *filters = a->filters + (size_t)(c / WIDTH) * (size_t)a->rows.filter * a->filter_row;
+  const ptrdiff_t y_step = direct ? a->y.at.w : WIDTH, next_row = direct ? a->y.at.h : 0;
+  float *y = direct ? pixel(&a->y, n, c, from, 0) : row;
+  struct source source = {
+      .ring = ring, .depth = a->depth, .dilation_h = a->rows.dilation, .dilation_w = a->columns.dilation,
+      .stride_w = a->columns.stride, .row_floats = a->row_floats, .filter_row = a->filter_row};
+  for (int out = from; out < to; out++, y += next_row) {
+    const struct reads *r = &a->rows.reads[out];
+    source.filter = filters + (size_t)r->tap * a->filter_row;
+    source.rows = r->count;
+    source.slot = r->slot;
+    convolve_row(&source, a->blocks, a->num_blocks, a->columns.phases, y, y_step);
+    if (!direct) place_row(&a->y, n, c, out, row);
+  }
 }
 
 /* Rows `from` to `to` of the results of image n, `groups` vectors of channels from c on. */
@@ -361,29 +420,16 @@ static void convolve_part(const struct convolution *a, int n, int c, int groups,
     for (held = larger(held, first); held <= last; held++)
       copy_row(&a->x, n, c, held, groups, ring + (size_t)(held % a->depth) * a->row_floats + a->before * WIDTH,
                a->ring_floats);
-    for (int g = 0; g < groups; g++, c += WIDTH) {
-      const int direct = a->y.at.c == 1 && c + WIDTH <= a->y.c;
-      for (int out = step; out < end; out++) {
-        const struct reads r = reads_of(&a->rows, out);
-        const struct source source = {
-            .ring = ring + (size_t)g * a->ring_floats + a->before * WIDTH,
-            .filter = a->filters + ((size_t)(c / WIDTH) * (size_t)a->rows.filter + (size_t)r.tap) * a->filter_row,
-            .rows = r.count, .slot = r.count ? r.row % a->depth : 0, .depth = a->depth,
-            .dilation_h = a->rows.dilation, .dilation_w = a->columns.dilation, .stride_w = a->columns.stride,
-            .row_floats = a->row_floats, .filter_row = a->filter_row};
-        float *y = direct ? pixel(&a->y, n, c, out, 0) : row;
-        convolve_row(&source, a->blocks, a->num_blocks, a->columns.phases, y, direct ? a->y.at.w : WIDTH);
-        if (!direct) place_row(&a->y, n, c, out, row);
-      }
-    }
-    c -= groups * WIDTH;
+    for (int g = 0; g < groups; g++)
+      convolve_rows(a, n, c + g * WIDTH, step, end, ring + (size_t)g * a->ring_floats + a->before * WIDTH, row);
   }
 }
 
-static int convolve_all(const struct convolution *a, int threads) {
+static int convolve_all(const struct convolution *a, const float *w, float *filters, int threads) {
   const int vectors = times(a->x.c, WIDTH), groups = times(vectors, a->group), steps = times(a->y.h, a->step);
   const int parts = smaller(steps, times(4 * threads, a->x.n * groups));
   const int rows = times(steps, parts) * a->step, units = a->x.n * groups * parts;
+  const size_t of_vector = (size_t)a->rows.filter * a->filter_row;
   int failed = 0;
 #pragma omp parallel num_threads(threads)
   {
@@ -395,6 +441,8 @@ static int convolve_all(const struct convolution *a, int threads) {
 #pragma omp atomic write
       failed = 1;
     }
+#pragma omp for schedule(static)
+    for (int v = 0; v < vectors; v++) pack_filters(a, w, v * WIDTH, filters + (size_t)v * of_vector);
 #pragma omp for schedule(dynamic)
     for (int u = 0; u < units; u++) {
       const int part = u % parts, group = u / parts % groups, n = u / parts / groups;
@@ -407,24 +455,21 @@ static int convolve_all(const struct convolution *a, int threads) {
 }
 
 static int convolve(struct convolution *a, const float *w, int threads) {
-  const size_t filters = (size_t)times(a->x.c, WIDTH) * WIDTH * (size_t)(a->rows.filter * a->columns.filter);
+  const size_t floats = (size_t)times(a->x.c, WIDTH) * WIDTH * (size_t)(a->rows.filter * a->columns.filter);
   struct block *blocks = malloc((size_t)(a->columns.out + a->columns.phases) * sizeof(struct block));
-  float *packed = scratch(0, filters);
-  int failed = !blocks || !packed || !a->rows.of_phase || !a->columns.of_phase;
-  if (!failed) {
+  float *filters = scratch(0, floats);
+  int failed = NO_MEMORY;
+  if (blocks && filters) {
     int before, behind;
     a->filter_row = (size_t)a->columns.filter * WIDTH;
     a->num_blocks = plan_blocks(&a->columns, blocks, &before, &behind);
     a->blocks = blocks;
-    a->filters = packed;
-    pack_filters(a, w, packed, threads);
+    a->filters = filters;
     plan_ring(a, before, behind);
-    failed = convolve_all(a, threads) != DONE;
+    failed = convolve_all(a, w, filters, threads);
   }
   free(blocks);
-  free(a->rows.of_phase);
-  free(a->columns.of_phase);
-  return failed ? NO_MEMORY : DONE;
+  return failed;
 }
 
 static struct images inputs(const struct sizes *s, const float *data, const struct layout *at) {
@@ -439,18 +484,24 @@ static struct images outputs(const struct sizes *s, const float *data, const str
 int convoy_depthwise(const float *x, const struct layout *x_at, const struct sizes *s, const float *w, float *y,
                      const struct layout *y_at, int threads) {
   struct convolution a = {.x = inputs(s, x, x_at), .y = outputs(s, y, y_at)};
-  forward_axis(&a.rows, s->h, s->out_h, s->r, s->stride_h, s->dilation_h, s->top);
-  forward_axis(&a.columns, s->w, s->out_w, s->s, s->stride_w, s->dilation_w, s->left);
-  return convolve(&a, w, threads);
+  int failed = forward_axis(&a.rows, s->h, s->out_h, s->r, s->stride_h, s->dilation_h, s->top);
+  failed |= forward_axis(&a.columns, s->w, s->out_w, s->s, s->stride_w, s->dilation_w, s->left);
+  if (!failed) failed = convolve(&a, w, threads);
+  free_axis(&a.rows);
+  free_axis(&a.columns);
+  return failed;
 }
 
 /* dy (n, c, out_h, out_w), w (c, r, s) -> dx (n, c, h, w). Returns DONE or NO_MEMORY. */
 int convoy_depthwise_input_gradient(const float *dy, const struct layout *dy_at, const struct sizes *s, const float *w,
                                     float *dx, const struct layout *dx_at, int threads) {
   struct convolution a = {.x = outputs(s, dy, dy_at), .y = inputs(s, dx, dx_at)};
-  backward_axis(&a.rows, s->h, s->out_h, s->r, s->stride_h, s->dilation_h, s->top);
-  backward_axis(&a.columns, s->w, s->out_w, s->s, s->stride_w, s->dilation_w, s->left);
-  return convolve(&a, w, threads);
+  int failed = backward_axis(&a.rows, s->h, s->out_h, s->r, s->stride_h, s->dilation_h, s->top);
+  failed |= backward_axis(&a.columns, s->w, s->out_w, s->s, s->stride_w, s->dilation_w, s->left);
+  if (!failed) failed = convolve(&a, w, threads);
+  free_axis(&a.rows);
+  free_axis(&a.columns);
+  return failed;
 }
 
 /* ---- The weight's gradient ---- */
@@ -604,18 +655,26 @@ static void correlate_image(const struct gradient *a, int n, int c, int groups, 
   }
 }
 
-/* dw (c, r, s) = the sum of all parts */
-static void add_parts(const struct gradient *a, float *dw, int threads) {
-  const int all = a->rows.filter * a->columns.filter, channels = a->x.c;
-  const size_t part = (size_t)times(channels, WIDTH) * a->sums_floats;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int c = 0; c < channels; c += WIDTH)
-    for (int t = 0; t < all; t++) {
+/* dw (c, r, s) = the sum of all parts, of channels c to c + WIDTH */
+static void add_parts(const struct gradient *a, int c, float *dw) {
+  const int all = a->rows.filter * a->columns.filter;
+  const size_t part = (size_t)times(a->x.c, WIDTH) * a->sums_floats;
+  for (int first = 0; first < all; first += 8) {
+    const int many = smaller(8, all - first);
+    float sums[8 * WIDTH] = {0};
+    for (int t = 0; t < many; t++) {
+      const float *from = a->sums + (size_t)(c / WIDTH) * a->sums_floats + (size_t)(first + t) * WIDTH;
       vec sum = {0};
-      for (int p = 0; p < a->parts; p++)
-        sum += load(a->sums + (size_t)p * part + (size_t)(c / WIDTH) * a->sums_floats + (size_t)t * WIDTH);
-      for (int i = 0; i < smaller(WIDTH, channels - c); i++) dw[(size_t)(c + i) * (size_t)all + (size_t)t] = sum[i];
+      for (int p = 0; p < a->parts; p++) sum += load(from + (size_t)p * part);
+      store(sums + t * WIDTH, sum);
     }
+    for (int half = 0; half < WIDTH; half += 8) {
+      float turned[64];
+      transpose_8x8(sums + half, WIDTH, turned, 8);
+      for (int i = 0; i < smaller(8, a->x.c - c - half); i++)
+        memcpy(dw + (size_t)(c + half + i) * (size_t)all + (size_t)first, turned + 8 * i, (size_t)many * sizeof(float));
+    }
+  }
 }
 
 static int correlate_all(const struct gradient *a, float *dw, int threads) {
@@ -639,8 +698,9 @@ static int correlate_all(const struct gradient *a, float *dw, int threads) {
       for (long n = (long)part * a->x.n / a->parts; n < (long)(part + 1) * a->x.n / a->parts && ring; n++)
         correlate_image(a, (int)n, first * WIDTH, number, ring, ring + in_ring, sums);
     }
+#pragma omp for schedule(static)
+    for (int v = 0; v < vectors; v++) add_parts(a, v * WIDTH, dw);
   }
-  if (!failed) add_parts(a, dw, threads);
   return failed ? NO_MEMORY : DONE;
 }
 
@@ -681,7 +741,7 @@ int convoy_depthwise_weight_gradient(const float *x, const struct layout *x_at, 
   }
   free(starts);
   free(taps);
-  free(a.rows.of_phase);
-  free(a.columns.of_phase);
+  free_axis(&a.rows);
+  free_axis(&a.columns);
   return failed;
 }

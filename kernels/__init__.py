@@ -5,6 +5,7 @@ operators.py   the three passes, as autograd and torch.compile know them
 algorithms.py  the table of algorithms, one file each:
 vendor.py      what PyTorch chooses, in either memory layout
 direct.py      by definition: the oracle that every other is tested against
+depthwise.py   one filter a channel, directly
 winograd.py    F(4x4, 3x3), for 3 x 3 filters
 winograd_points.py  its matrices, in exact fractions
 swap.py        a model's convolutions, computed by chosen algorithms

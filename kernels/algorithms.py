@@ -7,7 +7,7 @@ import difflib
 
 from torch import Tensor
 
-from kernels import direct, vendor, winograd
+from kernels import cast, direct, fft, im2col, strassen, vendor, winograd
 from kernels.passes import Passes
 from kernels.shapes import ConvShape, UnsupportedShape
 
@@ -17,6 +17,10 @@ ALGORITHMS: dict[str, Passes] = {
     "vendor_nhwc": vendor.NHWC,
     "direct": direct.PASSES,
     "winograd": winograd.PASSES,
+    "im2col": im2col.PASSES,
+    "strassen": strassen.PASSES,
+    "fft": fft.PASSES,
+    "cast": cast.PASSES,
 }
 AUTO = "auto"
 VENDOR = "vendor"

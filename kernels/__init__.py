@@ -8,6 +8,12 @@ direct.py      by definition: the oracle that every other is tested against
 depthwise.py   one filter a channel, directly
 winograd.py    F(4x4, 3x3), for 3 x 3 filters
 winograd_points.py  its matrices, in exact fractions
+im2col.py      one matrix product, of weights with copies of pixels
+strassen.py    Strassen's matrix product, and im2col with it
+fft.py         in the frequency domain, tile by tile, for large filters
+fft_tiles.py   the size of its tiles
+dft.py         its transforms, as matrices
+cast.py        fp16 and bf16 by the vendor's fp32
 swap.py        a model's convolutions, computed by chosen algorithms
 dispatch.py    what 'auto' is, from a table
 tune.py        measures the table

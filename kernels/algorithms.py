@@ -7,7 +7,7 @@ import difflib
 
 from torch import Tensor
 
-from kernels import depthwise, direct, vendor, winograd
+from kernels import cast, depthwise, direct, fft, im2col, strassen, vendor, winograd
 from kernels.passes import Passes
 from kernels.shapes import ConvShape, UnsupportedShape
 
@@ -18,6 +18,10 @@ ALGORITHMS: dict[str, Passes] = {
     "direct": direct.PASSES,
     "depthwise": depthwise.PASSES,
     "winograd": winograd.PASSES,
+    "im2col": im2col.PASSES,
+    "strassen": strassen.PASSES,
+    "fft": fft.PASSES,
+    "cast": cast.PASSES,
 }
 AUTO = "auto"
 VENDOR = "vendor"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import kernels
 import orchestrator
 import pipelines
+from kernels.algorithms import ALGORITHMS, takes
 from kernels.conv import conv2d
 from kernels.direct import forward, input_gradient, weight_gradient
 from kernels.shapes import ConvShape, UnsupportedShape
@@ -43,6 +44,9 @@ AWKWARD = {
 # PyTorch warns that it copies the input to pad one side more than the other.
 EVEN_SAME = ((2, 2, 5, 6), (3, 2, 2, 4), {"padding": "same"})
 
+# What sums other products than the definition's is off by so many roundings of the largest sum, wherever it is.
+TRANSFORMS = {"fft": 16, "winograd": 32}
+
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
@@ -64,32 +68,50 @@ def check_sum(got: Tensor, expected: Tensor, magnitude: Tensor, num_terms: int) 
     assert ((got.double() - expected.double()).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("name", AWKWARD)
-def test_the_definition_equals_pytorch_forward_and_backward(name: str, dtype: torch.dtype) -> None:
+def shape_of(name: str) -> ConvShape:
     input_size, weight_size, options = AWKWARD[name]
-    tensors = {
-        "input": random(*input_size, dtype=dtype, seed=1),
-        "weight": random(*weight_size, dtype=dtype, seed=2),
-    }
-    shape = ConvShape.of(tensors["input"], tensors["weight"], **options)
-    grad = random(*shape.output_size, dtype=dtype, seed=3)
-    results = []
-    for algorithm in ("direct", "vendor"):
-        input, weight = (tensor.clone().requires_grad_() for tensor in tensors.values())
-        output = conv2d(input, weight, **options, algorithm=algorithm)
-        output.backward(grad)
-        results.append((output.detach(), input.grad, weight.grad))
+    return ConvShape.of(torch.empty(input_size), torch.empty(weight_size), **options)
 
-    input, weight, grad = (t.double().abs() for t in (*tensors.values(), grad))
+
+def results(algorithm: str, name: str, dtype: torch.dtype) -> list[Tensor]:
+    """Output and both gradients, for an output's gradient that is the same for equal shapes."""
+    input_size, weight_size, options = AWKWARD[name]
+    input = random(*input_size, dtype=dtype, seed=1).requires_grad_()
+    weight = random(*weight_size, dtype=dtype, seed=2).requires_grad_()
+    output = conv2d(input, weight, **options, algorithm=algorithm)
+    output.backward(random(*output.shape, dtype=dtype, seed=3))
+    return [output.detach(), input.grad, weight.grad]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [
+        (algorithm, name)
+        for algorithm in sorted(ALGORITHMS.keys() - {"direct"})
+        for name in AWKWARD
+        if takes(algorithm, shape_of(name))
+    ],
+)
+def test_every_algorithm_equals_the_definition_forward_and_backward(
+    algorithm: str, name: str, dtype: torch.dtype
+) -> None:
+    shape = shape_of(name)
+    per_group, taps = shape.c // shape.groups, shape.r * shape.s
+    num_terms = per_group * taps, shape.k // shape.groups * taps, shape.n * shape.out_h * shape.out_w
+    input, weight, grad = (
+        random(*size, dtype=dtype, seed=seed).double().abs()
+        for seed, size in enumerate((shape.input_size, shape.weight_size, shape.output_size), start=1)
+    )
     magnitudes = (
         forward(input, weight, shape),
         input_gradient(grad, weight, shape),
         weight_gradient(grad, input, shape),
     )
-    per_group, taps = shape.c // shape.groups, shape.r * shape.s
-    num_terms = per_group * taps, shape.k // shape.groups * taps, shape.n * shape.out_h * shape.out_w
-    for got, expected, magnitude, terms in zip(*results, magnitudes, num_terms, strict=True):
+    both = results(algorithm, name, dtype), results("direct", name, dtype)
+    for got, expected, magnitude, terms in zip(*both, magnitudes, num_terms, strict=True):
+        if algorithm in TRANSFORMS and magnitude.numel():
+            magnitude, terms = magnitude.max().expand_as(magnitude), TRANSFORMS[algorithm]
         check_sum(got, expected, magnitude, terms)
 
 
@@ -131,10 +153,35 @@ def test_only_the_gradients_that_are_asked_for_are_computed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def test_half_precision_is_summed_in_fp32_and_rounded_once(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("algorithm", ["direct", "im2col", "strassen", "fft", "cast"])
+def test_half_precision_is_summed_in_fp32_and_rounded_once(algorithm: str, dtype: torch.dtype) -> None:
     input, weight = random(2, 8, 5, 5, dtype=dtype, seed=1), random(4, 8, 3, 3, dtype=dtype, seed=2)
-    expected = conv2d(input.float(), weight.float(), padding=1, algorithm="direct")
-    assert torch.equal(conv2d(input, weight, padding=1, algorithm="direct"), expected.to(dtype))
+    shape = ConvShape.of(input, weight, padding=1)
+    grad = random(*shape.output_size, dtype=dtype, seed=3)
+    for compute, first, second in zip(
+        ALGORITHMS[algorithm][1:], (input, grad, grad), (weight, weight, input), strict=True
+    ):
+        assert torch.equal(compute(first, second, shape), compute(first.float(), second.float(), shape).to(dtype))
+
+
+VIEWS = {
+    "turned": lambda size: random(*size[:2], size[3], size[2]).transpose(2, 3),
+    "channels last, turned": lambda size: random(size[0], size[3], size[2], size[1]).permute(0, 3, 2, 1),
+    "every second": lambda size: random(*(2 * length for length in size))[1::2, ::2, ::2, 1::2],
+    "one number": lambda size: random(1).expand(size),
+    "one image": lambda size: random(*size[1:]).expand(size),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_tensors_may_lie_in_memory_as_they_like(algorithm: str, view: str) -> None:
+    name = next(name for name in ("odd sizes", "depthwise", "1 x 1") if takes(algorithm, shape_of(name)))
+    shape, passes = shape_of(name), ALGORITHMS[algorithm]
+    input, weight, grad = (VIEWS[view](size) for size in (shape.input_size, shape.weight_size, shape.output_size))
+    for compute, first, second in zip(passes[1:], (input, grad, grad), (weight, weight, input), strict=True):
+        expected = compute(first.contiguous(), second.contiguous(), shape)
+        torch.testing.assert_close(compute(first, second, shape), expected, rtol=0, atol=1e-12)
 
 
 def test_an_unknown_algorithm_is_refused_with_the_nearest() -> None:

@@ -8,7 +8,7 @@ import difflib
 from torch import Tensor
 
 from kernels import cast, depthwise, direct, fft, im2col, strassen, vendor, winograd
-from kernels.passes import Passes
+from kernels.passes import AUTO, VENDOR, Passes
 from kernels.shapes import ConvShape, UnsupportedShape
 
 ALGORITHMS: dict[str, Passes] = {
@@ -23,8 +23,6 @@ ALGORITHMS: dict[str, Passes] = {
     "fft": fft.PASSES,
     "cast": cast.PASSES,
 }
-AUTO = "auto"
-VENDOR = "vendor"
 
 
 def check_name(name: str) -> None:

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import operators
-from kernels.algorithms import VENDOR, check_name
-from kernels.passes import Choice
-from kernels.shapes import IntOrPair, UnsupportedShape, padding_sides, pair
+from kernels import dispatch, operators
+from kernels.algorithms import check_name
+from kernels.passes import VENDOR, Choice
+from kernels.shapes import IntOrPair, UnsupportedShape, geometry_of
 
 
 def conv2d(
@@ -43,7 +43,12 @@ def conv2d(
         return F.conv2d(input, weight, bias, *options)  # which says what does not fit
     try:
         images = input.unsqueeze(0) if input.dim() == 3 else input
-        output = operators.forward(images, weight, _geometry(weight, options), ",".join(choice))
+        geometry = geometry_of((weight.shape[2], weight.shape[3]), *options)
+        if not torch.compiler.is_compiling():
+            choice = dispatch.resolved(choice, images, weight, geometry)
+        if choice == Choice.of(VENDOR):
+            return F.conv2d(input, weight, bias, *options)
+        output = operators.forward(images, weight, geometry, ",".join(choice))
     except UnsupportedShape:
         raise
     except ValueError:
@@ -77,14 +82,6 @@ class Conv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         inherited: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{inherited}, algorithm={self.algorithm!r}"
-
-
-def _geometry(weight: Tensor, options: tuple[Any, ...]) -> list[int]:
-    """What `operators` calls so, of conv2d's stride, padding, dilation and groups."""
-    stride, padding, dilation, groups = options
-    stride, dilation = pair(stride), pair(dilation)
-    rows, columns = padding_sides(padding, (weight.shape[2], weight.shape[3]), stride, dilation)
-    return [*stride, *rows, *columns, *dilation, groups]
 
 
 def _as_autocast_wants(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -4,17 +4,18 @@ An entry holds for its batch size and for the nearest of up to twice or half as 
 """
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.layout import layout_of
+from kernels.passes import AUTO, VENDOR, Choice
 from kernels.shapes import ConvShape
 from kernels.table import Device, Table
 
-VENDOR = "vendor"
 _WITHIN = 2
 
 # pass, shape without its batch, type, layout -> batch size -> algorithm; a process computes on one kind of device
@@ -24,6 +25,7 @@ _entries: dict[tuple[Any, ...], dict[int, str]] = {}
 def use(tables: Iterable[Table], device: torch.device) -> int:
     """Take the entries of the table of this device, in place of those in use; returns how many."""
     _entries.clear()
+    _resolved.cache_clear()
     here = Device.of(device)
     rows = [row for table in tables if table.device == here for row in table.rows]
     for row in rows:
@@ -33,8 +35,37 @@ def use(tables: Iterable[Table], device: torch.device) -> int:
 
 def choose(which: str, shape: ConvShape, first: Tensor) -> str:
     """The algorithm of a pass, whose first tensor is the input or the output's gradient (N, ..., ..., ...)."""
-    dtype = str(first.dtype).removeprefix("torch.")
-    by_batch = _entries.get(_key(which, shape, dtype, layout_of(first)), {})
+    return _chosen(which, shape, first.dtype, layout_of(first))
+
+
+def resolved(choice: Choice, images: Tensor, weight: Tensor, geometry: Sequence[int]) -> Choice:
+    """The choice with the names that 'auto' stands for; gradients are taken to lie as the images do.
+
+    Shapes: images (N, C, H, W), weight (K, C / groups, R, S). `geometry`: `shapes.geometry_of`.
+    Raises: ValueError if these are of no convolution.
+    """
+    if AUTO not in choice:
+        return choice
+    sizes = tuple(images.shape), tuple(weight.shape), tuple(geometry)
+    return _resolved(choice, *sizes, images.dtype, layout_of(images))
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolved(
+    choice: Choice,
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    geometry: tuple[int, ...],
+    dtype: torch.dtype,
+    layout: str,
+) -> Choice:
+    shape = ConvShape.between(input_size, weight_size, geometry)
+    named = zip(Choice._fields, choice, strict=True)
+    return Choice(*(_chosen(which, shape, dtype, layout) if name == AUTO else name for which, name in named))
+
+
+def _chosen(which: str, shape: ConvShape, dtype: torch.dtype, layout: str) -> str:
+    by_batch = _entries.get(_key(which, shape, str(dtype).removeprefix("torch."), layout), {})
     near = [n for n in by_batch if n <= _WITHIN * shape.n and shape.n <= _WITHIN * n]
     return by_batch[min(near, key=lambda n: abs(n - shape.n))] if near else VENDOR
 

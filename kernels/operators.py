@@ -3,8 +3,8 @@
 Each is linear in either of its two tensors, so the derivative of any of them is made of the other two, and they can be
 differentiated any number of times. `torch.library.opcheck` passes for all (tests/unit/test_operators.py).
 
-Arguments beside the tensors, in types that such operators may have: `size`, that of the result; `geometry`, the stride
-(2 numbers), padding (top, bottom, left, right), dilation (2) and groups; `algorithms`, a `Choice` joined by commas.
+Arguments beside the tensors, in types that such operators may have: `size`, that of the result; `geometry`, of
+`shapes.geometry_of`; `algorithms`, a `Choice` joined by commas.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.algorithms import ALGORITHMS, AUTO, check_tensors
+from kernels.algorithms import ALGORITHMS, check_tensors
 from kernels.layout import LAYOUTS, laid_out, layout_of
-from kernels.passes import Choice
+from kernels.passes import AUTO, Choice
 from kernels.shapes import ConvShape
 
 Ints = Sequence[int]
@@ -25,34 +25,34 @@ Ints = Sequence[int]
 @torch.library.custom_op("convoy::conv2d", mutates_args=())
 def forward(input: Tensor, weight: Tensor, geometry: Ints, algorithms: str) -> Tensor:
     """Shapes: input (N, C, H, W), weight (K, C / groups, R, S) -> (N, K, H', W')."""
-    return _run("forward", algorithms, input, weight, _shape(input.shape, weight.shape, geometry))
+    return _run("forward", algorithms, input, weight, ConvShape.between(input.shape, weight.shape, geometry))
 
 
 @torch.library.custom_op("convoy::conv2d_input_gradient", mutates_args=())
 def input_gradient(grad_output: Tensor, weight: Tensor, size: Ints, geometry: Ints, algorithms: str) -> Tensor:
     """Shapes: grad_output (N, K, H', W'), weight (K, C / groups, R, S) -> (N, C, H, W)."""
-    return _run("input_gradient", algorithms, grad_output, weight, _shape(size, weight.shape, geometry))
+    return _run("input_gradient", algorithms, grad_output, weight, ConvShape.between(size, weight.shape, geometry))
 
 
 @torch.library.custom_op("convoy::conv2d_weight_gradient", mutates_args=())
 def weight_gradient(grad_output: Tensor, input: Tensor, size: Ints, geometry: Ints, algorithms: str) -> Tensor:
     """Shapes: grad_output (N, K, H', W'), input (N, C, H, W) -> (K, C / groups, R, S)."""
-    return _run("weight_gradient", algorithms, grad_output, input, _shape(input.shape, size, geometry))
+    return _run("weight_gradient", algorithms, grad_output, input, ConvShape.between(input.shape, size, geometry))
 
 
 @forward.register_fake
 def _(input: Tensor, weight: Tensor, geometry: Ints, _algorithms: str) -> Tensor:
-    return _empty(_shape(input.shape, weight.shape, geometry).output_size, input, layout_of(input))
+    return _empty(ConvShape.between(input.shape, weight.shape, geometry).output_size, input, layout_of(input))
 
 
 @input_gradient.register_fake
 def _(grad_output: Tensor, weight: Tensor, size: Ints, geometry: Ints, _algorithms: str) -> Tensor:
-    return _empty(_shape(size, weight.shape, geometry).input_size, grad_output, layout_of(grad_output))
+    return _empty(ConvShape.between(size, weight.shape, geometry).input_size, grad_output, layout_of(grad_output))
 
 
 @weight_gradient.register_fake
 def _(_grad_output: Tensor, input: Tensor, size: Ints, geometry: Ints, _algorithms: str) -> Tensor:
-    return _empty(_shape(input.shape, size, geometry).weight_size, input, "nchw")
+    return _empty(ConvShape.between(input.shape, size, geometry).weight_size, input, "nchw")
 
 
 def _forward_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -110,12 +110,6 @@ def _run(which: str, algorithms: str, first: Tensor, second: Tensor, shape: Conv
     check_tensors(name, first, second)
     result: Tensor = getattr(passes, which)(first, second, shape)
     return laid_out(result, "nchw" if which == "weight_gradient" else layout_of(first))
-
-
-def _shape(input_size: Ints, weight_size: Ints, geometry: Ints) -> ConvShape:
-    stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups = geometry
-    sides = ((top, bottom), (left, right))
-    return ConvShape.sized(input_size, weight_size, (stride_h, stride_w), sides, (dilation_h, dilation_w), groups)
 
 
 def _empty(size: Ints, like: Tensor, layout: str) -> Tensor:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from kernels.shapes import ConvShape
 
+# Names that are no file: what was measured as fastest, and what PyTorch chooses.
+AUTO, VENDOR = "auto", "vendor"
+
 Pass = Callable[[Tensor, Tensor, ConvShape], Tensor]
 
 

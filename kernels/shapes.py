@@ -80,33 +80,28 @@ class ConvShape:
                 f"input, weight: got {input.dim()} and {weight.dim()} dimensions, must be 4 each: "
                 "(N, C, H, W) and (K, C / groups, R, S). Add the dimensions of size 1."
             )
-        _check_at_least(1, "groups", groups)
-        stride, dilation = pair(stride), pair(dilation)
-        sides = padding_sides(padding, (weight.shape[2], weight.shape[3]), stride, dilation)
-        return cls.sized(input.shape, weight.shape, stride, sides, dilation, groups)
+        geometry = geometry_of((weight.shape[2], weight.shape[3]), stride, padding, dilation, groups)
+        return cls.between(input.shape, weight.shape, geometry)
 
     @classmethod
-    def sized(
-        cls,
-        input_size: Sequence[int],
-        weight_size: Sequence[int],
-        stride: Pair,
-        padding: Sides,
-        dilation: Pair,
-        groups: int,
-    ) -> "ConvShape":
-        """The shape between tensors of these sizes: (N, C, H, W) and (K, C / groups, R, S).
+    def between(cls, input_size: Sequence[int], weight_size: Sequence[int], geometry: Sequence[int]) -> "ConvShape":
+        """The shape between tensors of these sizes: (N, C, H, W) and (K, C / groups, R, S). `geometry`: `geometry_of`.
 
         Raises: ValueError if they do not fit each other.
         """
         n, c, h, w = input_size
         k, c_group, r, s = weight_size
+        stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups = geometry
+        _check_at_least(1, "groups", groups)
         if c != c_group * groups:
             raise ValueError(
                 f"weight: got {c_group} input channels a group, must be C / groups = {c} / {groups}. "
                 "Use a weight of shape (K, C / groups, R, S)."
             )
-        return cls(n=n, c=c, h=h, w=w, k=k, r=r, s=s, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        return cls(
+            n=n, c=c, h=h, w=w, k=k, r=r, s=s, stride=(stride_h, stride_w), padding=((top, bottom), (left, right)),
+            dilation=(dilation_h, dilation_w), groups=groups,
+        )  # fmt: skip
 
     @classmethod
     def of_module(cls, conv: nn.Conv2d, input: Tensor) -> "ConvShape":
@@ -182,11 +177,21 @@ def pair(value: IntOrPair) -> Pair:
     return rows, columns
 
 
-def padding_sides(padding: IntOrPair | str, filter_size: Pair, stride: Pair, dilation: Pair) -> Sides:
-    """((top, bottom), (left, right)) of a padding as in torch.nn.functional.conv2d; 'same' puts an odd one last.
+def geometry_of(
+    filter_size: Pair, stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair, groups: int
+) -> list[int]:
+    """What conv2d is told beside its tensors, as 9 numbers: stride, top, bottom, left, right, dilation, groups.
 
-    Raises: ValueError for another word, or 'same' with a stride.
+    Arguments as in torch.nn.functional.conv2d. Raises: ValueError for another word than 'same' or 'valid', or 'same'
+    with a stride.
     """
+    stride, dilation = pair(stride), pair(dilation)
+    rows, columns = _padding_sides(padding, filter_size, stride, dilation)
+    return [*stride, *rows, *columns, *dilation, groups]
+
+
+def _padding_sides(padding: IntOrPair | str, filter_size: Pair, stride: Pair, dilation: Pair) -> Sides:
+    """((top, bottom), (left, right)); \'same\' puts an odd one last."""
     if padding == "valid":
         return (0, 0), (0, 0)
     if padding == "same":

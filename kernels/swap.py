@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from kernels.algorithms import ALGORITHMS, AUTO, VENDOR, check_name, takes
+from kernels.algorithms import ALGORITHMS, check_name, takes
 from kernels.conv import Conv2d
+from kernels.passes import AUTO, VENDOR
 from kernels.shapes import ConvShape, UnsupportedShape, pair
 
 DEFAULT = "default"

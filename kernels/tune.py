@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from kernels import operators
-from kernels.algorithms import ALGORITHMS, VENDOR, takes
+from kernels.algorithms import ALGORITHMS, takes
 from kernels.layout import laid_out
-from kernels.passes import Choice
+from kernels.passes import VENDOR, Choice
 from kernels.shapes import ConvShape
 from kernels.table import Row
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from kernels.algorithms import AUTO, VENDOR
+from kernels.passes import AUTO, VENDOR
 from kernels.table import all_stored
 from orchestrator.config.experiment import Experiment
 from orchestrator.plan import ModelSize, Plan, Resources

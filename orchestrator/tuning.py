@@ -10,8 +10,9 @@ import torch
 from rich.table import Table as Printed
 
 from kernels import table, tune
-from kernels.algorithms import ALGORITHMS, AUTO, VENDOR
+from kernels.algorithms import ALGORITHMS
 from kernels.native.build import NotBuilt
+from kernels.passes import AUTO, VENDOR
 from kernels.shapes import ConvShape
 from kernels.swap import replace_convs
 from kernels.table import Device, Row

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernels import dispatch, table, tune
+from kernels import dispatch, operators, table, tune
 from kernels.algorithms import ALGORITHMS
 from kernels.conv import Conv2d, conv2d
 from kernels.shapes import ConvShape, UnsupportedShape
@@ -118,6 +118,20 @@ def test_auto_is_what_the_table_of_this_device_says(monkeypatch: pytest.MonkeyPa
     assert not computed_by_winograd(images.to(memory_format=torch.channels_last))
     assert not computed_by_winograd(images.double(), weight.double())
     assert not computed_by_winograd(images, padding=0)
+
+
+def test_where_the_vendor_is_best_in_every_pass_nothing_stands_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator in Python costs a tenth of a millisecond."""
+    rows = tuple(row("vendor", which=which) for which in tune.PASSES)
+    dispatch.use([Table(device=Device.of(CPU), rows=rows)], CPU)
+    monkeypatch.setattr(operators, "forward", None)
+    images, weight = torch.randn(SHAPE.input_size), torch.randn(SHAPE.weight_size).requires_grad_()
+    output = conv2d(images, weight, padding=1, algorithm="auto")
+    assert output.grad_fn is not None
+    assert output.grad_fn.name() == "ConvolutionBackward0"
+    dispatch.use([Table(device=Device.of(CPU), rows=(*rows[:2], row("direct", which="weight_gradient")))], CPU)
+    with pytest.raises(TypeError, match="NoneType"):
+        conv2d(images, weight, padding=1, algorithm="auto")
 
 
 def model() -> nn.Sequential:

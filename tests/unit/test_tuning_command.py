@@ -1,0 +1,81 @@
+"""`kernels` of an experiment: what is refused, what is measured, what a run keeps."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from kernels import table
+from orchestrator import tuning
+from orchestrator.config.load import load_experiment
+from orchestrator.errors import InputError
+from orchestrator.prepare import prepare, resources_here
+from orchestrator.run_folder import RunFolder
+
+DIGITS = str(Path(__file__).parents[2] / "experiments" / "digits.yaml")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def digits(*overrides: str) -> Any:
+    return load_experiment(DIGITS, ["strategy.workers=0", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("kernels=winogard", "kernels: algorithm: got 'winogard', must be auto or .*Did you mean 'winograd'"),
+        ("kernels={nothing.*: winograd}", "kernels: got 'nothing.*', must be 'default' or match"),
+        ("kernels={blocks.1.conv1: winograd}", "kernels: 'blocks.1.conv1', which is .*: winograd: got stride"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_starts(written: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(digits(written), resources_here())
+
+
+def test_every_layer_is_measured_and_kept_and_goes_into_the_run(tmp_path: Path) -> None:
+    experiment = digits("kernels=auto")
+    prepared = prepare(experiment, resources_here())
+    shapes = tuning.layer_shapes(experiment, prepared.plan)
+    assert {shape.n for shape in shapes.values()} == {experiment.train.global_batch}
+    rows = list(tuning.tune_layers(experiment, prepared.plan, shapes, seconds=0.001))
+    assert [(row.which, row.shape) for row in rows] == [
+        (which, shape) for shape in dict.fromkeys(shapes.values()) for which in tuning.tune.PASSES
+    ]
+    (kept,) = table.all_stored()
+    assert kept.rows == tuple(rows)
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(tuning.printed(rows, shapes))
+    printed = console.export_text()
+    assert printed.count("forward") == len(rows) / 3
+    assert "in all" in printed
+
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.local.mkdir()
+    setup = prepared.setup(folder)
+    assert [table.Table.from_json(each) for each in setup.kernel_tables] == [kept]
+    table.store(table.Table(device=kept.device))
+    assert prepared.setup(folder).kernel_tables == setup.kernel_tables, "a run goes on as it began"
+
+
+def test_what_chooses_nothing_takes_no_tables(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    assert prepare(digits(), resources_here()).setup(folder).kernel_tables == ()
+    assert not (tmp_path / tuning.FILE).exists()
+
+
+def test_every_algorithm_has_a_line() -> None:
+    lines = list(tuning.algorithms_here())
+    assert json.dumps(lines).count("Winograd") >= 1
+    assert len([line for line in lines if not line.startswith((" ", "tuned"))]) == len(tuning.ALGORITHMS)

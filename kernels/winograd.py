@@ -12,13 +12,13 @@ Source: Lavin & Gray 2015 (arXiv:1509.09308), section 4; points: `winograd_point
 
 import ctypes
 import functools
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.native import build
+from kernels.native.vectors import are_taken, load_kernel
 from kernels.passes import Passes
 from kernels.shapes import ConvShape, Pair, UnsupportedShape
 from kernels.winograd_points import Rows, matrices
@@ -165,8 +165,7 @@ def _unless(failed: int, result: Tensor) -> Tensor:
 
 
 def _library_for(*tensors: Tensor) -> ctypes.CDLL | None:
-    plain = all(each.device.type == "cpu" and each.dtype == torch.float32 and each.numel() for each in tensors)
-    return _library() if plain else None
+    return _library() if are_taken(*tensors) else None
 
 
 @functools.cache
@@ -176,10 +175,7 @@ def _library() -> ctypes.CDLL | None:
 
 def load_library() -> ctypes.CDLL:
     """The native code for this CPU. Raises: build.NotBuilt."""
-    vectors = {"AVX512": ("-mavx512f", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
-    of_cpu = vectors.get(torch.backends.cpu.get_cpu_capability(), ())
-    flags = ("-fopenmp", "-ffp-contract=fast", *of_cpu)
-    library = build.load(Path(__file__).parent / "native" / "winograd.c", flags=flags)
+    library = load_kernel("winograd")
     pointer, sizes, number = ctypes.c_void_p, ctypes.POINTER(_Sizes), ctypes.c_int
     library.convoy_winograd.argtypes = [
         pointer, sizes, pointer, ctypes.c_long, ctypes.c_long, number, pointer, number, number

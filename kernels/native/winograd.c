@@ -231,7 +231,7 @@ SPREAD_TILE(spread_input, input_2d, SIDE)
 
 #if defined(__AVX512F__)
 #define STREAM(to, value) _mm512_stream_ps(to, (__m512)(value))
-#elif defined(__x86_64__)
+#elif defined(__AVX__)
 #define STREAM(to, value) _mm256_stream_ps(to, (__m256)(value))
 #else
 #define STREAM(to, value) store(to, value)

@@ -91,6 +91,7 @@ def make_setup(folder: Path, args: argparse.Namespace) -> Setup:
         train_epoch=Epoch(steps * args.batch, args.batch),
         val_epoch=Epoch(args.batch, args.batch),
         identity={},
+        kernel_tables=(),
     )
 
 

@@ -5,6 +5,7 @@ operators.py   the three passes, as autograd and torch.compile know them
 algorithms.py  the table of algorithms, one file each:
 vendor.py      what PyTorch chooses, in either memory layout
 direct.py      by definition: the oracle that every other is tested against
+depthwise.py   one filter a channel, directly
 winograd.py    F(4x4, 3x3), for 3 x 3 filters
 winograd_points.py  its matrices, in exact fractions
 im2col.py      one matrix product, of weights with copies of pixels
@@ -20,5 +21,7 @@ table.py       what was measured, and where it is kept
 passes.py      what an algorithm is
 shapes.py      the sizes of a convolution, and what they cost; UnsupportedShape
 layout.py      NCHW and NHWC
+cost.py        what a network costs, layer by layer
+rewrite.py     other stacks of convolutions with the same receptive field, for less
 native/        C sources, and what compiles them
 """

@@ -7,7 +7,7 @@ import difflib
 
 from torch import Tensor
 
-from kernels import cast, direct, fft, im2col, strassen, vendor, winograd
+from kernels import cast, depthwise, direct, fft, im2col, strassen, vendor, winograd
 from kernels.passes import Passes
 from kernels.shapes import ConvShape, UnsupportedShape
 
@@ -16,6 +16,7 @@ ALGORITHMS: dict[str, Passes] = {
     "vendor_nchw": vendor.NCHW,
     "vendor_nhwc": vendor.NHWC,
     "direct": direct.PASSES,
+    "depthwise": depthwise.PASSES,
     "winograd": winograd.PASSES,
     "im2col": im2col.PASSES,
     "strassen": strassen.PASSES,

@@ -21,7 +21,7 @@ def forward(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """Shapes: input (N, C, H, W), weight (K, C / groups, R, S) -> (N, K, H', W')."""
     images, filters = _grouped_images(input, shape), _grouped_filters(weight, shape)
     output = images.new_zeros(shape.n, shape.groups, shape.k // shape.groups, shape.out_h, shape.out_w)
-    for r, s, rows, columns in _taps(shape):
+    for r, s, rows, columns in taps(shape):
         output += torch.einsum("ngchw,gkc->ngkhw", images[..., rows, columns], filters[..., r, s])
     return output.reshape(shape.output_size).to(input.dtype)
 
@@ -33,7 +33,7 @@ def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Ten
     """
     grads, filters = _grouped_grads(grad_output, shape), _grouped_filters(weight, shape)
     padded = grads.new_zeros(shape.n, shape.groups, shape.c // shape.groups, shape.padded_h, shape.padded_w)
-    for r, s, rows, columns in _taps(shape):
+    for r, s, rows, columns in taps(shape):
         padded[..., rows, columns] += torch.einsum("ngkhw,gkc->ngchw", grads, filters[..., r, s])
     (top, _), (left, _) = shape.padding
     images = padded[..., top : top + shape.h, left : left + shape.w]
@@ -47,7 +47,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     """
     grads, images = _grouped_grads(grad_output, shape), _grouped_images(input, shape)
     filters = images.new_empty(shape.groups, shape.k // shape.groups, shape.c // shape.groups, shape.r, shape.s)
-    for r, s, rows, columns in _taps(shape):
+    for r, s, rows, columns in taps(shape):
         filters[..., r, s] = torch.einsum("ngchw,ngkhw->gkc", images[..., rows, columns], grads)
     return filters.reshape(shape.weight_size).to(input.dtype)
 
@@ -60,7 +60,7 @@ def check(shape: ConvShape) -> None:
 PASSES = Passes(check, forward, input_gradient, weight_gradient)
 
 
-def _taps(shape: ConvShape) -> Iterator[tuple[int, int, slice, slice]]:
+def taps(shape: ConvShape) -> Iterator[tuple[int, int, slice, slice]]:
     """Each filter position with the rows and columns of the padded image that it meets."""
     for r in range(shape.r):
         top = r * shape.dilation[0]

@@ -63,10 +63,10 @@ def tune(
     """
     allowed = max(error_budget, 2 * torch.finfo(dtype).eps)
     candidates = [name for name in ALGORITHMS if name not in _NEVER and takes(name, shape)]
-    errors = {name: _error(name, which, shape, dtype, device, layout) for name in candidates}
+    errors = {name: error_of(name, which, shape, dtype, device, layout) for name in candidates}
     exact = [name for name in candidates if errors[name] <= allowed or name == VENDOR]
-    first, second = _tensors(which, shape, dtype, device, layout)
-    times = _in_turns({name: _call(name, which, first, second, shape) for name in exact}, device, seconds)
+    first, second = tensors_for(which, shape, dtype, device, layout)
+    times = _in_turns({name: call_of(name, which, first, second, shape) for name in exact}, device, seconds)
     return Row(
         which=which,
         shape=shape,
@@ -85,10 +85,10 @@ def tune_all(shapes: Iterator[ConvShape] | list[ConvShape], **options: object) -
             yield tune(shape, which, **options)  # type: ignore[arg-type]
 
 
-def _tensors(
+def tensors_for(
     which: str, shape: ConvShape, dtype: torch.dtype, device: torch.device, layout: str
 ) -> tuple[Tensor, Tensor]:
-    """What the pass is computed from, images as behind an activation."""
+    """What a pass is computed from, images as behind an activation: the first two arguments of its operator."""
     random = torch.Generator().manual_seed(0)
     scale = (2 / (shape.c // shape.groups * shape.r * shape.s)) ** 0.5
     made = {
@@ -101,7 +101,8 @@ def _tensors(
     return first, second
 
 
-def _call(name: str, which: str, first: Tensor, second: Tensor, shape: ConvShape) -> Callable[[], Tensor]:
+def call_of(name: str, which: str, first: Tensor, second: Tensor, shape: ConvShape) -> Callable[[], Tensor]:
+    """The pass by the algorithm of that name, through the operator that training calls."""
     geometry = [*shape.stride, *shape.padding[0], *shape.padding[1], *shape.dilation, shape.groups]
     choice = ",".join(Choice.of(name))
 
@@ -116,13 +117,13 @@ def _call(name: str, which: str, first: Tensor, second: Tensor, shape: ConvShape
     return call
 
 
-def _error(name: str, which: str, shape: ConvShape, dtype: torch.dtype, device: torch.device, layout: str) -> float:
+def error_of(name: str, which: str, shape: ConvShape, dtype: torch.dtype, device: torch.device, layout: str) -> float:
     """Of one image, against the vendor's in float64 from the same numbers."""
     shape = ConvShape(**(vars(shape) | {"n": 1}))
-    tensors = _tensors(which, shape, dtype, device, layout)
-    got = _call(name, which, *tensors, shape)().double()
+    tensors = tensors_for(which, shape, dtype, device, layout)
+    got = call_of(name, which, *tensors, shape)().double()
     first, second = (tensor.double() for tensor in tensors)
-    exact = _call(VENDOR, which, first, second, shape)()
+    exact = call_of(VENDOR, which, first, second, shape)()
     return float((got - exact).abs().max() / exact.abs().max())
 
 

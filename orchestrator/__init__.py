@@ -20,6 +20,7 @@ run_log.py     the one writer of a run's records
 run_folder.py  the files of a run, and the lock on them
 live.py        the table that a person watches
 data_commands.py  the commands that look at data: pack, check-data, stats, preview
+arch.py        what a network costs, layer by layer
 evaluation.py  a checkpoint of a run, evaluated
 report/        a run folder -> one HTML page
 errors.py      the failures that a user sees as one message

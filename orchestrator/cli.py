@@ -28,6 +28,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.training.measures import MEASURES
 
 INTERRUPTED = 130
+TABLE_WIDTH = 120  # at least, of what tune prints
 
 app = typer.Typer(
     help="Train convolutional networks on Ray: one experiment file on a laptop and on a cluster.",
@@ -194,7 +195,7 @@ def tune(
     measured = tuning.tune_layers(chosen, prepared.plan, shapes, seconds=seconds)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         rows = list(progress.track(measured, total=3 * len(set(shapes.values())), description="passes"))
-    Console(soft_wrap=True).print(tuning.printed(rows, shapes))
+    Console(width=max(Console().width, TABLE_WIDTH)).print(tuning.printed(rows, shapes))
 
 
 @app.command()
@@ -204,6 +205,28 @@ def kernels() -> None:
 
     for line in algorithms_here():
         print(line)
+
+
+@app.command()
+def arch(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A network such as resnet50, an experiment, a run.")],
+    overrides: Overrides = None,
+    *,
+    images: Annotated[str, typer.Option("--input", help="The images, such as 3x224x224.")] = "auto",
+    classes: Annotated[int, typer.Option(min=0, help="How many classes; 0 asks the data, 1000 without.")] = 0,
+    rewrite: Annotated[str, typer.Option(help="Show the layers rewritten, such as by factorize.")] = "",
+    where: Annotated[str, typer.Option(help="Which convolutions to rewrite: a glob over their names.")] = "",
+) -> None:
+    """Print what a network costs by layer, and what rewrites save."""
+    from orchestrator.arch import CLASSES_OF_NAME, architecture, experiment_of_name, is_name, num_classes_of
+    from orchestrator.arch import size_overrides as of_size
+
+    chosen_by_name = is_name(model)
+    asked = {"name": rewrite, "where": where}
+    written = [f"model.rewrite.{key}={json.dumps(value)}" for key, value in asked.items() if value]
+    everything = [*(overrides or []), *of_size(images), *written]
+    chosen = experiment_of_name(model, everything) if chosen_by_name else _experiment(model, everything)
+    print(architecture(chosen, classes or (CLASSES_OF_NAME if chosen_by_name else num_classes_of(chosen))))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -78,6 +78,8 @@ def printed(rows: list[Row], shapes: dict[str, ConvShape]) -> Printed:
     first = {shape: name for name, shape in reversed(shapes.items())}
     columns = ("layer", "shape", "pass", "vendor, ms", "chosen", "ms", "ratio", "error")
     result = Printed(*columns, box=None, header_style="bold")
+    for column in result.columns:
+        column.no_wrap = True
     for column in result.columns[3:]:
         column.justify = "right"
     for row in rows:
@@ -85,7 +87,7 @@ def printed(rows: list[Row], shapes: dict[str, ConvShape]) -> Printed:
         result.add_row(
             first[row.shape] + more,
             _words(row.shape),
-            row.which.replace("_", " "),
+            row.which.replace("_gradient", "'s gradient"),
             f"{row.vendor_s * 1e3:.2f}",
             row.algorithm,
             f"{row.seconds[row.algorithm] * 1e3:.2f}",
@@ -123,7 +125,7 @@ def _words(shape: ConvShape) -> str:
     extras = [f"stride {shape.stride[0]}"] if shape.stride != (1, 1) else []
     extras += [f"groups {shape.groups}"] if shape.groups > 1 else []
     extras += [f"dilation {shape.dilation[0]}"] if shape.dilation != (1, 1) else []
-    sizes = f"{shape.n} x {shape.c} x {shape.h} x {shape.w} -> {shape.k}, {shape.r} x {shape.s}"
+    sizes = f"{shape.n}x{shape.c}x{shape.h}x{shape.w} to {shape.k}, {shape.r}x{shape.s}"
     return ", ".join([sizes, *extras])
 
 

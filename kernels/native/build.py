@@ -1,9 +1,9 @@
 """Compile a C source at first use and load it; the library is kept in a cache folder.
 
-A library's name holds a hash of its source, the compiler's version and the flags, so none is ever out of date. It is
-built in a folder of its own and renamed into place: any number of processes may start at once, and the last of equal
-libraries stays. Never -march=native, since a home folder may be shared by nodes: what only some CPUs have is asked for
-by flags, which are in the name.
+A library's name holds a hash of its source, the headers beside it, the compiler's version and the flags, so none is
+ever out of date. It is built in a folder of its own and renamed into place: any number of processes may start at once,
+and the last of equal libraries stays. Never -march=native, since a home folder may be shared by nodes: what only some
+CPUs have is asked for by flags, which are in the name.
 
 Calls through ctypes let other Python threads run. Who can do without a library says so, by `loaded`.
 """
@@ -65,7 +65,8 @@ def cache_folder() -> Path:
 def _key(source: Path, compiler: str, arguments: list[str]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     flags = [argument for argument in arguments if argument != str(source)]
-    parts = (source.read_text(), version, *flags, platform.machine())
+    headers = (path.read_text() for path in sorted(source.parent.glob("*.h")))
+    parts = (source.read_text(), *headers, version, *flags, platform.machine())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -49,14 +49,30 @@ class RunConfig(Section):
         return str(PurePosixPath("runs") / self.name) if self.folder == "auto" else self.folder
 
 
+RewriteName = Literal["none", "stack3x3", "factorize", "bottleneck", "depthwise_separable"]
+
+
+class RewriteConfig(Section):
+    """Other stacks of convolutions with the same receptive field, for less (kernels/rewrite.py).
+
+    `where`: which convolutions, as a glob over the names that `convoy arch` shows; those that the rewrite does not
+        take stay as they are.
+    """
+
+    name: RewriteName = "none"
+    where: str = "*"
+
+
 class ModelConfig(Section):
     """Which network: `name` from torchvision (resnet18, ...) or one of ours (small_resnet, resnet20, ...).
 
     `options`: keyword arguments of its builder. The number of classes and the channels come from the data.
+    `rewrite`: what is done to its convolutions.
     """
 
     name: str
     options: dict[str, JsonValue] = {}
+    rewrite: RewriteConfig = RewriteConfig()
 
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kernels import rewrite
 from orchestrator.config.experiment import ModelConfig
 from orchestrator.config.mistake import did_you_mean, either, show
 from orchestrator.errors import InputError
@@ -37,12 +38,18 @@ def build_model(config: ModelConfig, *, num_classes: int, channels: int, image_s
     check_model(config)
     try:
         if config.name in OURS:
-            return OURS[config.name](num_classes, channels, image_size, **config.options)
-        given = _given_by_data(config.name, image_size) | config.options
-        model = _torchvision().get_model(config.name, weights=None, num_classes=num_classes, **given)
+            model = OURS[config.name](num_classes, channels, image_size, **config.options)
+        else:
+            given = _given_by_data(config.name, image_size) | config.options
+            model = _torchvision().get_model(config.name, weights=None, num_classes=num_classes, **given)
+            adapt_input_channels(model, channels)
     except REFUSALS as refusal:
         raise _refused(config, image_size, refusal) from refusal
-    adapt_input_channels(model, channels)
+    if config.rewrite.name != "none":
+        try:
+            rewrite.apply(model, config.rewrite.name, config.rewrite.where)
+        except ValueError as refusal:
+            raise InputError(f"model.rewrite: {refusal}") from refusal
     return model
 
 

@@ -1,0 +1,81 @@
+/* What the kernels of this folder are written with: the compiler's vectors, WIDTH floats each (AVX-512, AVX2, or pairs
+   of what else there is), 8 x 8 transposition, and memory to work in. */
+
+#ifndef CONVOY_VECTORS_H
+#define CONVOY_VECTORS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#if defined(__AVX512F__)
+#define WIDTH 16
+#else
+#define WIDTH 8
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef float vec8 __attribute__((vector_size(32), aligned(4), may_alias));
+
+enum { DONE = 0, NO_MEMORY = 1 };
+
+INLINE vec load(const float *from) { return *(const vec *)from; }
+INLINE void store(float *to, vec value) { *(vec *)to = value; }
+INLINE vec splat(float value) { return value - (vec){0}; }
+
+INLINE vec load_part(const float *from, int many) {
+  vec value = {0};
+  memcpy(&value, from, (size_t)many * sizeof(float));
+  return value;
+}
+
+/* Floats from one plane to the next: not a multiple of 4 KiB, at which many would share one set of the cache. */
+INLINE size_t apart(size_t floats) { return (floats + 15) / 16 * 16 + 16; }
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int mask8 __attribute__((vector_size(32)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (mask8){__VA_ARGS__})
+#endif
+
+/* to[j * to_step + i] = from[i * from_step + j] for i, j < 8 */
+INLINE void transpose_8x8(const float *from, size_t from_step, float *to, size_t to_step) {
+  vec8 in[8], pairs[8], fours[8];
+  for (size_t i = 0; i < 8; i++) in[i] = *(const vec8 *)(from + i * from_step);
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = SHUFFLE(in[i], in[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    pairs[i + 1] = SHUFFLE(in[i], in[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; j++) {
+      fours[i + 2 * j] = SHUFFLE(pairs[i + j], pairs[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      fours[i + 2 * j + 1] = SHUFFLE(pairs[i + j], pairs[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (size_t j = 0; j < 4; j++) {
+    *(vec8 *)(to + j * to_step) = SHUFFLE(fours[j], fours[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    *(vec8 *)(to + (j + 4) * to_step) = SHUFFLE(fours[j], fours[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
+/* Memory that the calling thread keeps, on huge pages where there are any; NULL if there is none. */
+static float *scratch(int purpose, size_t floats) {
+  static _Thread_local float *kept[2];
+  static _Thread_local size_t size[2];
+  if (floats > size[purpose]) {
+    const size_t huge = (size_t)2 << 20, bytes = (floats * sizeof(float) / huge + 1) * huge;
+    free(kept[purpose]);
+    kept[purpose] = aligned_alloc(huge, bytes);
+    size[purpose] = kept[purpose] ? floats : 0;
+#if defined(MADV_HUGEPAGE)
+    if (kept[purpose]) madvise(kept[purpose], bytes, MADV_HUGEPAGE);
+#endif
+  }
+  return kept[purpose];
+}
+
+#endif

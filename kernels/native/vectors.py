@@ -1,0 +1,22 @@
+"""Kernels in C for the vectors of this CPU, and the tensors that they take."""
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.native import build
+
+
+def load_kernel(name: str) -> ctypes.CDLL:
+    """The library of native/NAME.c, for the vectors that torch uses on this CPU. Raises: build.NotBuilt."""
+    vectors = {"AVX512": ("-mavx512f", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
+    of_cpu = vectors.get(torch.backends.cpu.get_cpu_capability(), ())
+    flags = ("-fopenmp", "-ffp-contract=fast", *of_cpu)
+    return build.load(Path(__file__).parent / f"{name}.c", flags=flags)
+
+
+def are_taken(*tensors: Tensor) -> bool:
+    """Whether the kernels take such tensors: fp32 on a CPU, with something in them."""
+    return all(each.device.type == "cpu" and each.dtype == torch.float32 and each.numel() for each in tensors)

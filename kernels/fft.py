@@ -28,6 +28,8 @@ from kernels.shapes import ConvShape, Pair, UnsupportedShape
 _BAND, _CHUNK = 2**19, 2**25
 _MIN_ROWS = 32
 
+Complex = tuple[Tensor, Tensor]
+
 
 def check(shape: ConvShape) -> None:
     """Raises: UnsupportedShape, with the reason."""
@@ -79,19 +81,22 @@ class _Rows(NamedTuple):
     start: int = 0
     step: int = 0
 
-    def spectra(self, rows: range, band: slice, channels: int) -> Tensor:
-        """The frequencies of these rows of tiles. Shapes: -> (band, 2 parts, L, rows x M / channels, channels)."""
+    def spectra(self, rows: range, band: slice, channels: int) -> tuple[Tensor, Tensor]:
+        """Real and imaginary part of these rows of tiles. Shapes: -> (band x L, rows x M / channels, channels) each."""
         height, _, _, size = self.values.shape
-        num = len(range(*band.indices(self.values.shape[2])))
-        result = self.values.new_empty(num, self.down.shape[0], len(rows), size)
+        seen = self.values[:, :, band].permute(2, 0, 1, 3)
+        parts = self.down.chunk(2)
+        results = [seen.new_empty(len(seen), len(part), len(rows), size) for part in parts]
         for place, row in enumerate(rows):
             first = self.start + row * self.step
             low = min(max(first, 0), height)
             high = min(max(first + self.down.shape[1] // 2, low), height)
-            seen = self.values[low:high, :, band].permute(2, 0, 1, 3).reshape(num, 2 * (high - low), size)
-            down = self.down[:, 2 * (low - first) : 2 * (high - first)]
-            torch.bmm(down.expand(num, -1, -1), seen, out=result[:, :, place])
-        return result.view(num, 2, self.down.shape[0] // 2, -1, channels)
+            pixels = seen[:, low:high].reshape(len(seen), 2 * (high - low), size)
+            for part, result in zip(parts, results, strict=True):
+                matrix = part[:, 2 * (low - first) : 2 * (high - first)]
+                torch.bmm(matrix.expand(len(seen), -1, -1), pixels, out=result[:, :, place])
+        real, imaginary = (result.view(-1, len(rows) * size // channels, channels) for result in results)
+        return real, imaginary
 
 
 def _transform_rows(pixels: Tensor, starts: range, across: Tensor) -> Tensor:
@@ -138,8 +143,7 @@ def _correlate(pixels: Tensor, filters: Tensor, corner: Pair, tiles: Tiles, outp
     for band in _bands(tiles, len(groups[0]) * n * max(c, k)):
         spectra = weights.spectra(range(1), band, k)
         for group, wave in zip(groups, waves, strict=True):
-            products = _products(images.spectra(group, band, c), spectra)
-            torch.bmm(along_y.up(tiles.made[0]).expand(len(products), -1, -1), products, out=wave[band])
+            _up(_products(images.spectra(group, band, c), spectra), along_y.up(tiles.made[0]), wave[band])
     for group, wave in zip(groups, waves, strict=True):
         made = _back(wave, tiles.made[0], along_x.back(tiles.made[1]))
         _join(made.view(*tiles.made, len(group), tiles.number[1], n, k), group, output)
@@ -159,11 +163,12 @@ def _weight_gradient(pixels: Tensor, grads: Tensor, corner: Pair, tiles: Tiles) 
     )
     wave = pixels.new_empty(along_x.num_halved, 2 * r, c * k)
     for band in _bands(tiles, n * max(c, k)):
-        total = pixels.new_zeros(len(wave[band]), 2, tiles.side[0], c, k)
+        total = None
         for group in _tile_rows(tiles, n):
-            tile = images.spectra(group, band, c).transpose(3, 4)
-            _add_products(total, tile, filters.spectra(group, band, k))
-        torch.bmm(along_y.up(r).expand(len(total), -1, -1), total.view(len(total), -1, c * k), out=wave[band])
+            real, imaginary = images.spectra(group, band, c)
+            total = _products((real.mT, imaginary.mT), filters.spectra(group, band, k), total)
+        assert total is not None
+        _up(total, along_y.up(r), wave[band])
     return _back(wave, r, along_x.back(s))
 
 
@@ -174,18 +179,22 @@ def _image_rows(pixels: Tensor, corner: Pair, tiles: Tiles) -> _Rows:
     return _Rows(values, Dft(height, pixels).down(height), -top, tiles.made[0])
 
 
-def _products(tiles: Tensor, filters: Tensor) -> Tensor:
-    """Complex products over the channels. Shapes: (B, 2, L, T, C), (B, 2, L, C, K) -> (B, 2 L, T x K)."""
-    total = tiles.new_empty(*tiles.shape[:4], filters.shape[4])
-    _add_products(total, tiles, filters, keep=0)
-    return total.flatten(3).flatten(1, 2)
+def _products(left: Complex, right: Complex, total: Complex | None = None) -> Complex:
+    """Complex matrix products, added to `total`. Shapes: (B, X, Y), (B, Y, Z) -> (B, X, Z)."""
+    (real, imaginary), (other_real, other_imaginary) = left, right
+    if total is None:
+        total = torch.bmm(real, other_real), torch.bmm(real, other_imaginary)
+    else:
+        total[0].baddbmm_(real, other_real), total[1].baddbmm_(real, other_imaginary)
+    total[0].baddbmm_(imaginary, other_imaginary, alpha=-1)
+    total[1].baddbmm_(imaginary, other_real)
+    return total
 
 
-def _add_products(total: Tensor, left: Tensor, right: Tensor, *, keep: int = 1) -> None:
-    """Add complex matrix products, or with keep=0 put them. Shapes: (B, 2, L, X, Y), (B, 2, L, Y, Z)."""
-    for place, (real, imaginary), (other_real, other_imaginary) in zip(total, left, right, strict=True):
-        place[0].baddbmm_(real, other_real, beta=keep).baddbmm_(imaginary, other_imaginary, alpha=-1)
-        place[1].baddbmm_(real, other_imaginary, beta=keep).baddbmm_(imaginary, other_real)
+def _up(spectra: Complex, up: Tensor, wave: Tensor) -> None:
+    """Transform back along y. Shapes: spectra (band x L, X, Y), up (2 made, 2 L), wave (band, 2 made, X x Y)."""
+    for place, (part, matrix) in enumerate(zip(spectra, up.chunk(2, dim=1), strict=True)):
+        wave.baddbmm_(matrix.expand(len(wave), -1, -1), part.view(len(wave), matrix.shape[1], -1), beta=place)
 
 
 def _back(wave: Tensor, made: int, back: Tensor) -> Tensor:

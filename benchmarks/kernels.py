@@ -169,7 +169,7 @@ def steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             row
             for layout in ("nchw", "nhwc")
             for row in tune.tune_all(
-                list(shapes.values()), dtype=torch.float32, device=CPU, layout=layout, seconds=args.seconds
+                shapes.values(), dtype=torch.float32, device=CPU, layout=layout, seconds=args.seconds
             )
         )
         dispatch.use([Table(device=Device.of(CPU), rows=rows)], CPU)

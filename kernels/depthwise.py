@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.direct import taps
+from kernels.direct import taps, widened
+from kernels.layout import LAYOUTS, laid_out, layout_of
 from kernels.native import build
-from kernels.native.vectors import are_taken, load_kernel
+from kernels.native.vectors import are_taken, load_kernel, unless
 from kernels.passes import Passes
 from kernels.shapes import ConvShape, UnsupportedShape
 
@@ -59,7 +60,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
         images.data_ptr(), _layout(images), _sizes(shape), grads.data_ptr(), _layout(grads),
         gradient.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return _unless(failed, gradient)
+    return unless(failed, gradient, "depthwise")
 
 
 PASSES = Passes(check, forward, input_gradient, weight_gradient)
@@ -67,7 +68,7 @@ PASSES = Passes(check, forward, input_gradient, weight_gradient)
 
 def forward_by_torch(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """The definition: each pixel's products with one value of the filter at a time."""
-    images, filters = _padded(input, shape), _widened(weight)
+    images, filters = _padded(input, shape), widened(weight)
     output = images.new_zeros(shape.output_size)
     for r, s, rows, columns in taps(shape):
         output += images[..., rows, columns] * filters[:, 0, r, s, None, None]
@@ -76,7 +77,7 @@ def forward_by_torch(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
 
 def input_gradient_by_torch(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     """Every product of `forward` sent back to the pixel that it read."""
-    grads, filters = _widened(grad_output), _widened(weight)
+    grads, filters = widened(grad_output), widened(weight)
     padded = grads.new_zeros(shape.n, shape.c, shape.padded_h, shape.padded_w)
     for r, s, rows, columns in taps(shape):
         padded[..., rows, columns] += grads * filters[:, 0, r, s, None, None]
@@ -86,7 +87,7 @@ def input_gradient_by_torch(grad_output: Tensor, weight: Tensor, shape: ConvShap
 
 def weight_gradient_by_torch(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Tensor:
     """Every product of `forward` sent back to the filter value that it used."""
-    grads, images = _widened(grad_output), _padded(input, shape)
+    grads, images = widened(grad_output), _padded(input, shape)
     filters = images.new_empty(shape.weight_size)
     for r, s, rows, columns in taps(shape):
         filters[:, 0, r, s] = torch.einsum("nchw,nchw->c", images[..., rows, columns], grads)
@@ -95,15 +96,11 @@ def weight_gradient_by_torch(grad_output: Tensor, input: Tensor, shape: ConvShap
 
 def _padded(input: Tensor, shape: ConvShape) -> Tensor:
     (top, bottom), (left, right) = shape.padding
-    return F.pad(_widened(input), (left, right, top, bottom))
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return F.pad(widened(input), (left, right, top, bottom))
 
 
 def _like(result: Tensor, images: Tensor) -> Tensor:
-    return result.to(images.dtype).contiguous(memory_format=_format(images))
+    return laid_out(result.to(images.dtype), layout_of(images))
 
 
 class _Sizes(ctypes.Structure):
@@ -124,22 +121,17 @@ def _convolved(
     function: Callable[..., int], images: Tensor, weight: Tensor, shape: ConvShape, size: tuple[int, ...]
 ) -> Tensor:
     lines = _in_lines(images)
-    result = torch.empty(size, memory_format=_format(images))
+    result = torch.empty(size, memory_format=LAYOUTS[layout_of(images)])
     failed = function(
         lines.data_ptr(), _layout(lines), _sizes(shape), weight.contiguous().data_ptr(),
         result.data_ptr(), _layout(result), torch.get_num_threads(),
     )  # fmt: skip
-    return _unless(failed, result)
+    return unless(failed, result, "depthwise")
 
 
 def _in_lines(images: Tensor) -> Tensor:
     """The images with channels or columns side by side, copied unless they lie so."""
     return images if 1 in (images.stride(1), images.stride(3)) else images.contiguous()
-
-
-def _format(images: Tensor) -> torch.memory_format:
-    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _layout(images: Tensor) -> _Layout:
@@ -152,12 +144,6 @@ def _sizes(shape: ConvShape) -> _Sizes:
         shape.n, shape.c, shape.h, shape.w, shape.out_h, shape.out_w, shape.r, shape.s,
         *shape.stride, *shape.dilation, top, left,
     )  # fmt: skip
-
-
-def _unless(failed: int, result: Tensor) -> Tensor:
-    if failed:
-        raise MemoryError(f"no memory for a convolution to {tuple(result.shape)} by depthwise")
-    return result
 
 
 def _library_for(*tensors: Tensor) -> ctypes.CDLL | None:

@@ -73,19 +73,20 @@ def taps(shape: ConvShape) -> Iterator[tuple[int, int, slice, slice]]:
 def _grouped_images(input: Tensor, shape: ConvShape) -> Tensor:
     """(N, C, H, W) -> (N, groups, C / groups, padded H, padded W)."""
     (top, bottom), (left, right) = shape.padding
-    padded = F.pad(_widened(input), (left, right, top, bottom))
+    padded = F.pad(widened(input), (left, right, top, bottom))
     return padded.reshape(shape.n, shape.groups, shape.c // shape.groups, shape.padded_h, shape.padded_w)
 
 
 def _grouped_grads(grad_output: Tensor, shape: ConvShape) -> Tensor:
     """(N, K, H', W') -> (N, groups, K / groups, H', W')."""
-    return _widened(grad_output).reshape(shape.n, shape.groups, shape.k // shape.groups, shape.out_h, shape.out_w)
+    return widened(grad_output).reshape(shape.n, shape.groups, shape.k // shape.groups, shape.out_h, shape.out_w)
 
 
 def _grouped_filters(weight: Tensor, shape: ConvShape) -> Tensor:
     """(K, C / groups, R, S) -> (groups, K / groups, C / groups, R, S)."""
-    return _widened(weight).reshape(shape.groups, shape.k // shape.groups, shape.c // shape.groups, shape.r, shape.s)
+    return widened(weight).reshape(shape.groups, shape.k // shape.groups, shape.c // shape.groups, shape.r, shape.s)
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
+    """fp16 and bf16 in fp32, others as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

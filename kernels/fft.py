@@ -22,7 +22,7 @@ from kernels.dft import Dft
 from kernels.fft_tiles import Tiles, choose_tiles
 from kernels.layout import laid_out, layout_of
 from kernels.passes import Passes
-from kernels.shapes import ConvShape, Pair, UnsupportedShape
+from kernels.shapes import ConvShape, Pair, check_allowed
 
 # Floats of one band of frequencies, between its transforms, that stay in the caches; what all frequencies may take.
 _BAND, _CHUNK = 2**19, 2**25
@@ -33,13 +33,9 @@ Complex = tuple[Tensor, Tensor]
 
 def check(shape: ConvShape) -> None:
     """Raises: UnsupportedShape, with the reason."""
-    for name, got, allowed in (
-        ("stride", shape.stride, (1, 1)),
-        ("dilation", shape.dilation, (1, 1)),
-        ("groups", shape.groups, 1),
-    ):
-        if got != allowed:
-            raise UnsupportedShape(f"fft: got {name} {got}, must be {allowed}. Use another algorithm.")
+    check_allowed(
+        "fft", ("stride", shape.stride, (1, 1)), ("dilation", shape.dilation, (1, 1)), ("groups", shape.groups, 1)
+    )
 
 
 def forward(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:

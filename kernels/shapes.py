@@ -170,6 +170,16 @@ class ConvShape:
         return self.flops / (self.parameter_bytes(element_bytes) + self.activation_bytes(element_bytes))
 
 
+def check_allowed(algorithm: str, *settings: tuple[str, object, object]) -> None:
+    """For an algorithm that does one kind of convolution. `settings`: name, what it got, what it must be.
+
+    Raises: UnsupportedShape.
+    """
+    for name, got, allowed in settings:
+        if got != allowed:
+            raise UnsupportedShape(f"{algorithm}: got {name} {got}, must be {allowed}. Use another algorithm.")
+
+
 def pair(value: IntOrPair) -> Pair:
     """(value, value) for one number."""
     values = (value,) if isinstance(value, int) else tuple(value)

@@ -8,7 +8,7 @@ four of them at all. PyTorch's is always in the race, in both memory layouts.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +78,13 @@ def tune(
     )
 
 
-def tune_all(shapes: Iterator[ConvShape] | list[ConvShape], **options: object) -> Iterator[Row]:
+def tune_all(
+    shapes: Iterable[ConvShape], *, dtype: torch.dtype, device: torch.device, layout: str, seconds: float
+) -> Iterator[Row]:
     """Every pass of every distinct shape; the first layer's input has a gradient too, which costs little to know."""
     for shape in dict.fromkeys(shapes):
         for which in PASSES:
-            yield tune(shape, which, **options)  # type: ignore[arg-type]
+            yield tune(shape, which, dtype=dtype, device=device, layout=layout, seconds=seconds)
 
 
 def tensors_for(

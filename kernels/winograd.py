@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.layout import laid_out, layout_of
 from kernels.native import build
-from kernels.native.vectors import are_taken, load_kernel
+from kernels.native.vectors import are_taken, load_kernel, unless
 from kernels.passes import Passes
-from kernels.shapes import ConvShape, Pair, UnsupportedShape
+from kernels.shapes import ConvShape, Pair, check_allowed
 from kernels.winograd_points import Rows, matrices
 
 _OUT, _TAPS = 4, 3
@@ -34,14 +35,13 @@ _TILES_OF_GRADIENT = 128
 
 def check(shape: ConvShape) -> None:
     """Raises: UnsupportedShape, with the reason."""
-    for name, got, allowed in (
+    check_allowed(
+        "winograd",
         ("filter", (shape.r, shape.s), (_TAPS, _TAPS)),
         ("stride", shape.stride, (1, 1)),
         ("dilation", shape.dilation, (1, 1)),
         ("groups", shape.groups, 1),
-    ):
-        if got != allowed:
-            raise UnsupportedShape(f"winograd: got {name} {got}, must be {allowed}. Use another algorithm.")
+    )
 
 
 def forward(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
@@ -62,7 +62,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     library = _library_for(grad_output, input)
     if library is None:
         return weight_gradient_by_torch(grad_output, input, corner)
-    images, grads = _channels_last(input), _channels_last(grad_output)
+    images, grads = laid_out(input, "nhwc"), laid_out(grad_output, "nhwc")
     sizes = _Sizes(*_pixels(images), *corner, *grads.shape[2:], grads.shape[1])
     gradient = grads.new_empty(shape.weight_size)
     failed = library.convoy_winograd_weight_gradient(
@@ -73,7 +73,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
         _TILES_OF_GRADIENT,
         torch.get_num_threads(),
     )
-    return _unless(failed, gradient)
+    return unless(failed, gradient, "winograd")
 
 
 PASSES = Passes(check, forward, input_gradient, weight_gradient)
@@ -127,7 +127,7 @@ def _convolution(images: Tensor, weight: Tensor, corner: Pair, size: Pair, *, ro
     filters = weight.contiguous()
     k, c = filters.shape[:2]
     stride_k, stride_c = (9, 9 * c) if rotated else (9 * c, 9)
-    places = _channels_last(images)
+    places = laid_out(images, "nhwc")
     sizes = _Sizes(*_pixels(places), *corner, *size, c if rotated else k)
     result = places.new_empty((sizes.n, sizes.out_h, sizes.out_w, sizes.k)).permute(0, 3, 1, 2)
     failed = library.convoy_winograd(
@@ -141,8 +141,7 @@ def _convolution(images: Tensor, weight: Tensor, corner: Pair, size: Pair, *, ro
         _FEW_TILES if _SIDE * _SIDE * 4 * c * k <= _FILTERS_IN_CACHE else _MANY_TILES,
         torch.get_num_threads(),
     )
-    in_rows = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    return _unless(failed, result if in_rows else result.contiguous())
+    return laid_out(unless(failed, result, "winograd"), layout_of(images))
 
 
 class _Sizes(ctypes.Structure):
@@ -152,16 +151,6 @@ class _Sizes(ctypes.Structure):
 def _pixels(images: Tensor) -> tuple[int, int, int, int]:
     n, c, h, w = images.shape
     return n, h, w, c
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def _unless(failed: int, result: Tensor) -> Tensor:
-    if failed:
-        raise MemoryError(f"no memory for a convolution to {tuple(result.shape)} by winograd")
-    return result
 
 
 def _library_for(*tensors: Tensor) -> ctypes.CDLL | None:

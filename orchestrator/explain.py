@@ -3,11 +3,10 @@
 from collections import Counter
 
 from kernels.passes import AUTO, VENDOR
-from kernels.table import all_stored
 from orchestrator.config.experiment import Experiment
 from orchestrator.plan import ModelSize, Plan, Resources
 from orchestrator.training.tasks import TASKS
-from orchestrator.tuning import check_kernels
+from orchestrator.tuning import check_kernels, measured
 from pipelines.augment.program import compile_program
 
 
@@ -44,8 +43,7 @@ def _kernels(experiment: Experiment, plan: Plan) -> str:
     chosen = ", ".join(f"{number} by {name}" for name, number in layers.most_common())
     if AUTO not in layers:
         return chosen
-    here = sum(len(each.rows) for each in all_stored())
-    return f"{chosen}: {here} passes are measured" if here else f"{chosen}: nothing is measured, try convoy tune"
+    return f"{chosen}; measured: {'; '.join(measured()) or 'nothing yet, see convoy tune'}"
 
 
 def _workers(plan: Plan) -> str:

@@ -1,6 +1,6 @@
 """Convolution algorithms of an experiment: its `kernels` checked, its tables found, and `convoy tune`."""
 
-import inspect
+import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def tune_layers(experiment: Experiment, plan: Plan, shapes: dict[str, ConvShape]
     layout = "nhwc" if experiment.train.channels_last else "nchw"
     dtype = DTYPES[experiment.precision.default]
     found = table.stored(Device.of(device))
-    for row in tune.tune_all(list(shapes.values()), dtype=dtype, device=device, layout=layout, seconds=seconds):
+    for row in tune.tune_all(shapes.values(), dtype=dtype, device=device, layout=layout, seconds=seconds):
         found = found.merged((row,))
         table.store(found)
         yield row
@@ -108,18 +108,24 @@ def printed(rows: list[Row], shapes: dict[str, ConvShape]) -> Printed:
 def algorithms_here() -> Iterator[str]:
     """A line for each algorithm, where native code is not had why, and for each table that was measured."""
     width = max(map(len, ALGORITHMS))
-    for name, passes in ALGORITHMS.items():
-        module = inspect.getmodule(passes.forward)
-        title = (inspect.getdoc(module) or "").splitlines()[0]
+    for name in ALGORITHMS:
+        module = importlib.import_module(f"kernels.{name.partition('_')[0]}")
+        title = (module.__doc__ or "").splitlines()[0]
         yield f"{name:<{width}}  {title}"
         try:
             if load := getattr(module, "load_library", None):
                 load()
         except NotBuilt as reason:
             yield f"{'':<{width}}  without native code, many times slower: {reason}"
+    yield from (f"tuned: {line}" for line in measured())
+
+
+def measured() -> Iterator[str]:
+    """A line for each device that was measured."""
     for each in table.all_stored():
-        threads = f", {each.device.threads} threads" if each.device.threads else ""
-        yield f"tuned: {each.device.name}{threads}, torch {each.device.version}: {len(each.rows)} passes"
+        number = each.device.threads
+        threads = f", {number} thread{'s' if number > 1 else ''}" if number else ""
+        yield f"{each.device.name}{threads}, torch {each.device.version}: {len(each.rows)} passes"
 
 
 def _words(shape: ConvShape) -> str:

@@ -1,4 +1,4 @@
-"""Kernels in C for the vectors of this CPU, and the tensors that they take."""
+"""Kernels in C for the vectors of this CPU, the tensors that they take, and what they return."""
 
 import ctypes
 from pathlib import Path
@@ -15,6 +15,13 @@ def load_kernel(name: str) -> ctypes.CDLL:
     of_cpu = vectors.get(torch.backends.cpu.get_cpu_capability(), ())
     flags = ("-fopenmp", "-ffp-contract=fast", *of_cpu)
     return build.load(Path(__file__).parent / f"{name}.c", flags=flags)
+
+
+def unless(failed: int, result: Tensor, algorithm: str) -> Tensor:
+    """The result. Raises: MemoryError if the kernel says that it had none to work in."""
+    if failed:
+        raise MemoryError(f"no memory for a convolution to {tuple(result.shape)} by {algorithm}")
+    return result
 
 
 def are_taken(*tensors: Tensor) -> bool:

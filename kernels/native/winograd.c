@@ -11,19 +11,10 @@
    Source: Lavin & Gray 2015 (arXiv:1509.09308), section 4. */
 
 #define _GNU_SOURCE
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
+#include "vectors.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
-#endif
-
-#if defined(__AVX512F__)
-#define WIDTH 16
-#else
-#define WIDTH 8
 #endif
 
 #define PANEL (2 * WIDTH) /* filters side by side in the transformed weights */
@@ -33,13 +24,6 @@
 #define CHUNK 256 /* channels: with more, a panel of filters leaves the first cache */
 #define A 0.625f
 #define B 1.5f
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-
-INLINE vec load(const float *from) { return *(const vec *)from; }
-INLINE void store(float *to, vec value) { *(vec *)to = value; }
-INLINE vec splat(float value) { return value - (vec){0}; }
 
 static const float P = A * A, Q = B * B;
 
@@ -92,9 +76,6 @@ INLINE void weight_1d(const vec g[3], vec out[SIDE]) {
 TRANSFORM(input_2d, input_1d, SIDE, SIDE)
 TRANSFORM(output_2d, output_1d, SIDE, OUT)
 TRANSFORM(weight_2d, weight_1d, 3, SIDE)
-
-/* Floats from one point to the next: not a multiple of 4 KiB, at which 36 places would share one set of the cache. */
-static size_t apart(size_t floats) { return (floats + 15) / 16 * 16 + 16; }
 
 static int panels(int filters) { return (filters + PANEL - 1) / PANEL; }
 
@@ -162,8 +143,6 @@ static void multiply(const float *v, const float *u, float *m, int T, int C, int
   }
 }
 
-enum { DONE = 0, NO_MEMORY = 1 };
-
 /* What is convolved: images (n, h, w, c) to (n, out_h, out_w, k), `top` and `left` zeros before the first pixel. */
 struct sizes {
   int n, h, w, c, top, left, out_h, out_w, k;
@@ -192,21 +171,6 @@ INLINE void pixels_at(const float **places, int side, const float *images, int h
   }
 }
 
-/* Memory that the calling thread keeps, on huge pages where there are any; NULL if there is none. */
-static float *scratch(int purpose, size_t floats) {
-  static _Thread_local float *kept[2];
-  static _Thread_local size_t size[2];
-  if (floats > size[purpose]) {
-    const size_t huge = (size_t)2 << 20, bytes = (floats * sizeof(float) / huge + 1) * huge;
-    free(kept[purpose]);
-    kept[purpose] = aligned_alloc(huge, bytes);
-    size[purpose] = kept[purpose] ? floats : 0;
-#if defined(MADV_HUGEPAGE)
-    if (kept[purpose]) madvise(kept[purpose], bytes, MADV_HUGEPAGE);
-#endif
-  }
-  return kept[purpose];
-}
 enum { FILTERS = 0, TILES = 1 };
 
 /* Channels of one tile, WIDTH at a time, to `to` + group * group_step + point * point_step; zeros behind the last. */

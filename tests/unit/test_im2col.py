@@ -1,5 +1,7 @@
 """im2col: its columns, what they take, and batches cut into chunks. Results: test_kernels.py, test_operators.py."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,8 +76,7 @@ def test_a_batch_in_chunks_gives_what_it_gives_at_once(name: str, groups: int, m
     if shape.c % groups or shape.k % groups:
         return
     weight = weight[:, : shape.c // groups]
-    options = {name: getattr(shape, name) for name in ("stride", "padding", "dilation")}
-    shape = ConvShape.sized(images.shape, weight.shape, **options, groups=groups)
+    shape = dataclasses.replace(shape, groups=groups)
     grad = torch.randn(shape.output_size, dtype=torch.float64)
 
     def results() -> list[Tensor]:

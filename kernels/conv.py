@@ -48,14 +48,12 @@ def conv2d(
             choice = dispatch.resolved(choice, images, weight, geometry)
         if choice == Choice.of(VENDOR):
             return F.conv2d(input, weight, bias, *options)
-        output = operators.forward(images, weight, geometry, ",".join(choice))
+        output = operators.forward(images, weight, bias, geometry, ",".join(choice))
     except UnsupportedShape:
         raise
     except ValueError:
         F.conv2d(input, weight, bias, *options)  # which says what does not fit
         raise
-    if bias is not None:
-        output = output + bias.view(1, -1, 1, 1)
     return output.squeeze(0) if input.dim() == 3 else output
 
 

@@ -20,7 +20,7 @@ from kernels.direct import taps, widened
 from kernels.layout import LAYOUTS, laid_out, layout_of
 from kernels.native import build
 from kernels.native.vectors import are_taken, load_kernel, unless
-from kernels.passes import Passes
+from kernels.passes import Passes, adding_bias
 from kernels.shapes import ConvShape, UnsupportedShape
 
 
@@ -63,7 +63,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     return unless(failed, gradient, "depthwise")
 
 
-PASSES = Passes(check, forward, input_gradient, weight_gradient)
+PASSES = Passes(check, adding_bias(forward), input_gradient, weight_gradient)
 
 
 def forward_by_torch(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:

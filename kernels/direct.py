@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.passes import Passes
+from kernels.passes import Passes, adding_bias
 from kernels.shapes import ConvShape
 
 
@@ -57,7 +57,7 @@ def check(shape: ConvShape) -> None:
     del shape
 
 
-PASSES = Passes(check, forward, input_gradient, weight_gradient)
+PASSES = Passes(check, adding_bias(forward), input_gradient, weight_gradient)
 
 
 def taps(shape: ConvShape) -> Iterator[tuple[int, int, slice, slice]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from kernels.dft import Dft
 from kernels.fft_tiles import Tiles, choose_tiles
 from kernels.layout import laid_out, layout_of
-from kernels.passes import Passes
+from kernels.passes import Passes, adding_bias
 from kernels.shapes import ConvShape, Pair, check_allowed
 
 # Floats of one band of frequencies, between its transforms, that stay in the caches; what all frequencies may take.
@@ -62,7 +62,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     return total.view(shape.r, shape.s, shape.c, shape.k).permute(3, 2, 0, 1).to(input.dtype).contiguous()
 
 
-PASSES = Passes(check, forward, input_gradient, weight_gradient)
+PASSES = Passes(check, adding_bias(forward), input_gradient, weight_gradient)
 
 
 class _Rows(NamedTuple):

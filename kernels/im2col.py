@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.layout import LAYOUTS, laid_out, layout_of
-from kernels.passes import Passes
+from kernels.passes import Passes, adding_bias
 from kernels.shapes import ConvShape
 
 Matmul = Callable[[Tensor, Tensor], Tensor]
@@ -67,7 +67,8 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape, *, mul
 
 def passes(multiply: Matmul) -> Passes:
     """All three passes, with that matrix product."""
-    return Passes(check, *(functools.partial(each, multiply=multiply) for each in _EACH))
+    first, *others = (functools.partial(each, multiply=multiply) for each in _EACH)
+    return Passes(check, adding_bias(first), *others)
 
 
 def columns(images: Tensor, shape: ConvShape) -> Tensor:

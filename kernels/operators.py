@@ -23,9 +23,9 @@ Ints = Sequence[int]
 
 
 @torch.library.custom_op("convoy::conv2d", mutates_args=())
-def forward(input: Tensor, weight: Tensor, geometry: Ints, algorithms: str) -> Tensor:
-    """Shapes: input (N, C, H, W), weight (K, C / groups, R, S) -> (N, K, H', W')."""
-    return _run("forward", algorithms, input, weight, ConvShape.between(input.shape, weight.shape, geometry))
+def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Ints, algorithms: str) -> Tensor:
+    """Shapes: input (N, C, H, W), weight (K, C / groups, R, S), bias (K,) -> (N, K, H', W')."""
+    return _run("forward", algorithms, input, weight, ConvShape.between(input.shape, weight.shape, geometry), bias)
 
 
 @torch.library.custom_op("convoy::conv2d_input_gradient", mutates_args=())
@@ -41,7 +41,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, size: Ints, geometry: In
 
 
 @forward.register_fake
-def _(input: Tensor, weight: Tensor, geometry: Ints, _algorithms: str) -> Tensor:
+def _(input: Tensor, weight: Tensor, _bias: Tensor | None, geometry: Ints, _algorithms: str) -> Tensor:
     return _empty(ConvShape.between(input.shape, weight.shape, geometry).output_size, input, layout_of(input))
 
 
@@ -57,10 +57,11 @@ def _(_grad_output: Tensor, input: Tensor, size: Ints, geometry: Ints, _algorith
 
 def _forward_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (input, weight), rest = ctx.saved_tensors, ctx.rest
-    needs_input, needs_weight, *_ = ctx.needs_input_grad
+    needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     return (
         input_gradient(grad, weight, input.shape, *rest) if needs_input else None,
         weight_gradient(grad, input, weight.shape, *rest) if needs_weight else None,
+        grad.sum((0, 2, 3)) if needs_bias else None,
         None,
         None,
     )
@@ -70,7 +71,7 @@ def _input_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (grad_output, weight), rest = ctx.saved_tensors, ctx.rest
     needs_output, needs_weight, *_ = ctx.needs_input_grad
     return (
-        forward(grad, weight, *rest) if needs_output else None,
+        forward(grad, weight, None, *rest) if needs_output else None,
         weight_gradient(grad_output, grad, weight.shape, *rest) if needs_weight else None,
         None,
         None,
@@ -82,7 +83,7 @@ def _weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (grad_output, input), rest = ctx.saved_tensors, ctx.rest
     needs_output, needs_input, *_ = ctx.needs_input_grad
     return (
-        forward(input, grad, *rest) if needs_output else None,
+        forward(input, grad, None, *rest) if needs_output else None,
         input_gradient(grad_output, grad, input.shape, *rest) if needs_input else None,
         None,
         None,
@@ -101,14 +102,17 @@ input_gradient.register_autograd(_input_gradient_backward, setup_context=_save)
 weight_gradient.register_autograd(_weight_gradient_backward, setup_context=_save)
 
 
-def _run(which: str, algorithms: str, first: Tensor, second: Tensor, shape: ConvShape) -> Tensor:
+def _run(
+    which: str, algorithms: str, first: Tensor, second: Tensor, shape: ConvShape, bias: Tensor | None = None
+) -> Tensor:
     name: str = getattr(Choice(*algorithms.split(",")), which)
     if name == AUTO:
         name = dispatch.choose(which, shape, first)
     passes = ALGORITHMS[name]
     passes.check(shape)
     check_tensors(name, first, second)
-    result: Tensor = getattr(passes, which)(first, second, shape)
+    with_bias = () if bias is None else (bias,)
+    result: Tensor = getattr(passes, which)(first, second, shape, *with_bias)
     return laid_out(result, "nchw" if which == "weight_gradient" else layout_of(first))
 
 

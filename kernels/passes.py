@@ -1,7 +1,7 @@
 """What an algorithm is: how it computes each of the three passes of a convolution."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -13,11 +13,17 @@ AUTO, VENDOR = "auto", "vendor"
 Pass = Callable[[Tensor, Tensor, ConvShape], Tensor]
 
 
+class Forward(Protocol):
+    """input (N, C, H, W), weight (K, C / groups, R, S), the sizes, bias (K,) or None -> output (N, K, H', W')."""
+
+    def __call__(self, input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None, /) -> Tensor: ...
+
+
 class Passes(NamedTuple):
     """An algorithm: how each pass is computed, from two tensors of the three, in any memory layout.
 
     `check`: raises UnsupportedShape, with the reason, for what it does not do.
-    `forward`: input (N, C, H, W), weight (K, C / groups, R, S) -> output (N, K, H', W').
+    `forward`: input (N, C, H, W), weight (K, C / groups, R, S), bias (K,) or None -> output (N, K, H', W').
     `input_gradient`: the output's gradient, weight -> the input's gradient.
     `weight_gradient`: the output's gradient, input -> the weight's gradient.
 
@@ -25,7 +31,7 @@ class Passes(NamedTuple):
     """
 
     check: Callable[[ConvShape], None]
-    forward: Pass
+    forward: Forward
     input_gradient: Pass
     weight_gradient: Pass
 
@@ -41,3 +47,13 @@ class Choice(NamedTuple):
     def of(cls, algorithm: "str | Choice") -> "Choice":
         """The same one for all three, or what is a choice already."""
         return cls(algorithm, algorithm, algorithm) if isinstance(algorithm, str) else algorithm
+
+
+def adding_bias(compute: Pass) -> Forward:
+    """A forward pass of an algorithm that has no bias of its own: added afterwards."""
+
+    def computed(input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None, /) -> Tensor:
+        output = compute(input, weight, shape)
+        return output if bias is None else output.add_(bias.view(-1, 1, 1))
+
+    return computed

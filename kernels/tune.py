@@ -111,7 +111,7 @@ def call_of(name: str, which: str, first: Tensor, second: Tensor, shape: ConvSha
     @torch.no_grad()
     def call() -> Tensor:
         if which == "forward":
-            return operators.forward(first, second, geometry, choice)
+            return operators.forward(first, second, None, geometry, choice)
         if which == "input_gradient":
             return operators.input_gradient(first, second, shape.input_size, geometry, choice)
         return operators.weight_gradient(first, second, shape.weight_size, geometry, choice)

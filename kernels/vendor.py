@@ -4,20 +4,22 @@
 of them lay: a copy or two that the faster kernel of the other layout may be worth.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.layout import LAYOUTS, laid_out, layout_of
-from kernels.passes import Pass, Passes
+from kernels.passes import Passes
 from kernels.shapes import ConvShape, Pair
 
 
-def forward(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-    """Shapes: input (N, C, H, W), weight (K, C / groups, R, S) -> (N, K, H', W')."""
+def forward(input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
+    """Shapes: input (N, C, H, W), weight (K, C / groups, R, S), bias (K,) -> (N, K, H', W')."""
     padding = _even_padding(shape)
     images = input if padding else _padded(input, shape)
-    return F.conv2d(images, weight, None, shape.stride, padding or 0, shape.dilation, shape.groups)
+    return F.conv2d(images, weight, bias, shape.stride, padding or 0, shape.dilation, shape.groups)
 
 
 def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
@@ -44,9 +46,9 @@ def check(shape: ConvShape) -> None:
 
 
 def _in(layout: str) -> Passes:
-    def in_layout(compute: Pass) -> Pass:
-        def computed(first: Tensor, second: Tensor, shape: ConvShape) -> Tensor:
-            result = compute(laid_out(first, layout), laid_out(second, layout), shape)
+    def in_layout(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def computed(first: Tensor, second: Tensor, shape: ConvShape, *bias: Tensor | None) -> Tensor:
+            result = compute(laid_out(first, layout), laid_out(second, layout), shape, *bias)
             return result if compute is weight_gradient else laid_out(result, layout_of(first))
 
         return computed

@@ -20,7 +20,7 @@ from torch import Tensor
 from kernels.layout import laid_out, layout_of
 from kernels.native import build
 from kernels.native.vectors import are_taken, load_kernel, unless
-from kernels.passes import Passes
+from kernels.passes import Passes, adding_bias
 from kernels.shapes import ConvShape, Pair, check_allowed
 from kernels.winograd_points import Rows, matrices
 
@@ -76,7 +76,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     return unless(failed, gradient, "winograd")
 
 
-PASSES = Passes(check, forward, input_gradient, weight_gradient)
+PASSES = Passes(check, adding_bias(forward), input_gradient, weight_gradient)
 
 
 def convolution_by_torch(images: Tensor, filters: Tensor, corner: Pair, size: Pair) -> Tensor:

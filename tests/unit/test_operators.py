@@ -120,11 +120,12 @@ def test_every_algorithm_adds_the_bias(algorithm: str) -> None:
 @EVERY
 def test_the_operators_are_what_pytorch_asks_of_operators(algorithm: str) -> None:
     input_size, weight_size, options = shape_for(algorithm)
-    input, weight = tensors(input_size, weight_size)
+    input, weight, bias = tensors(input_size, weight_size, weight_size[:1])
     shape = ConvShape.of(input, weight, **options)
     (grad,) = tensors(shape.output_size)
     rest = ([1, 1, *shape.padding[0], *shape.padding[1], 1, 1, shape.groups], ",".join(Choice.of(algorithm)))
-    torch.library.opcheck(operators.forward, (input, weight, *rest))
+    torch.library.opcheck(operators.forward, (input, weight, bias, *rest))
+    torch.library.opcheck(operators.forward, (input, weight, None, *rest))
     torch.library.opcheck(operators.input_gradient, (grad, weight, input_size, *rest))
     torch.library.opcheck(operators.weight_gradient, (grad, input, weight_size, *rest))
 

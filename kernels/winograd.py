@@ -2,8 +2,8 @@
 
 For 3 x 3 filters, a tile of m x m results takes (m + 2)^2 products for each pair of channels where the definition takes
 9 m^2: 2.25 times fewer at m = 2, 4 at m = 4, 5.06 at m = 6, against more additions and more rounding. The algorithms
-`winograd_2`, `winograd` and `winograd_6` have tiles of 4, 6 and 8 pixels along each axis, and take what filters leave at
-least two results of these: 3 x 3, 5 x 5 and 7 x 7, and along one axis 1 x 3, 7 x 1, ...
+`winograd_2`, `winograd` and `winograd_6` have tiles of 4, 6 and 8 pixels along each axis, for filters that leave at
+least two results of them: 3 x 3, 5 x 5 and 7 x 7, and along one axis 1 x 3, 7 x 1, ...
 
 fp32 on a CPU runs `winograd_native.py`; whatever else, and a machine without a compiler, the same formulas in torch,
 which are made to be read. The input's gradient is the same convolution of the output's gradient with rotated filters;

@@ -22,7 +22,6 @@
 #define SIDE_W (OUT_W + TAPS_W - 1)
 #define POINTS (SIDE_H * SIDE_W)
 #define TAPS (TAPS_H * TAPS_W)
-#define UNROLL _Pragma("GCC unroll 8")
 
 #define CACHE_2 (1 << 20)     /* bytes of a core's second cache */
 #define CACHE_3 (16 << 20)    /* bytes of the third that one call may count on */
@@ -419,40 +418,13 @@ int convoy_winograd(const float *x, const struct sizes *s, const struct filters 
 
 /* Weight gradient ------------------------------------------------------------------------------------------------ */
 
-/* sum[ROWS][PANEL] (+)= v[t][ROWS] g[t][PANEL], summed over the tiles */
-#define SUM(ROWS)                                                                                                    \
-  static void sum_##ROWS(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, float *sum, size_t row, \
-                         int add) {                                                                                  \
-    vec acc[ROWS][2];                                                                                                \
-    for (size_t r = 0; r < ROWS; r++) {                                                                              \
-      acc[r][0] = add ? load(sum + r * row) : (vec){0};                                                              \
-      acc[r][1] = add ? load(sum + r * row + WIDTH) : (vec){0};                                                      \
-    }                                                                                                                \
-    for (int t = 0; t < tiles; t++, v += v_row, g += g_row) {                                                        \
-      const vec one = load(g), two = load(g + WIDTH);                                                                \
-      _Pragma("GCC unroll 8") for (int r = 0; r < ROWS; r++) {                                                       \
-        acc[r][0] += splat(v[r]) * one;                                                                              \
-        acc[r][1] += splat(v[r]) * two;                                                                              \
-      }                                                                                                              \
-    }                                                                                                                \
-    for (size_t r = 0; r < ROWS; r++) {                                                                              \
-      store(sum + r * row, acc[r][0]);                                                                               \
-      store(sum + r * row + WIDTH, acc[r][1]);                                                                       \
-    }                                                                                                                \
-  }
-SUM(6) SUM(5) SUM(4) SUM(3) SUM(2) SUM(1)
-
 /* Pixels v[tile][v_row] and gradients g[tile][g_row] of one point -> sum[c][row], of channels from `c` to `end`. */
 static void sum_products(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, int c, int end,
                          int of_panels, float *sum, size_t row, int add) {
-  static void (*const last[])(const float *, size_t, const float *, size_t, int, float *, size_t, int) = {
-      NULL, sum_1, sum_2, sum_3, sum_4, sum_5};
+  const struct matrix a = {v + c, 1, v_row};
   for (int panel = 0; panel < of_panels; panel++) {
-    const float *of_panel = g + panel * PANEL;
-    float *to = sum + panel * PANEL;
-    int at = c;
-    for (; at + 6 <= end; at += 6) sum_6(v + at, v_row, of_panel, g_row, tiles, to + (size_t)at * row, row, add);
-    if (at < end) last[end - at](v + at, v_row, of_panel, g_row, tiles, to + (size_t)at * row, row, add);
+    const struct place to = {.at = sum + (size_t)c * row + panel * PANEL, .row = row, .columns = PANEL, .add = add};
+    multiply_rows(&a, end - c, g + panel * PANEL, g_row, tiles, &to, NULL);
   }
 }
 

@@ -1,0 +1,416 @@
+/* Pointwise convolution (1 x 1, any stride) with its gradients, fp32, in either memory layout: matrix products.
+
+   Of six rows of one factor and a panel of the other at a time (gemm.h), the panels packed so that they are read in
+   order. With channels side by side (NHWC) rows are pixels where they lie and panels are filters, packed once; with
+   pixels side by side (NCHW) rows are filters and panels are pixels, packed a block at a time that stays in the second
+   cache. The weight's gradient sums over pixels: rows are channels of results, panels channels of images, both packed a
+   block of pixels at a time, in slices of the pixels with a sum each.
+
+   With a stride, a pixel that is read has a cell of pixels that no other has; the rest of it gets a gradient of zero.
+
+   Thread-safe: each thread keeps memory of its own to work in, which it never gives back. Results do not depend on the
+   number of threads. */
+
+#define _GNU_SOURCE
+#include "gemm.h"
+
+#define CACHE_3 (16 << 20)        /* bytes of the third cache that one call may count on */
+#define BLOCK (64 << 10)          /* floats of images that stay in the second cache */
+#define TASKS 16                  /* at least, if there is enough for so many: not by threads */
+#define TILE 256                  /* channels of a tile of the weight's gradient, at most */
+#define PIXELS 256                /* summed at a time */
+#define SLICE 512                 /* pixels that are worth a sum of their own */
+#define SUMS (32 << 20)           /* floats that all sums may take */
+
+/* Floats from an image, a channel, a row and a column to the next. */
+struct layout {
+  long n, c, h, w;
+};
+
+/* What is convolved: n images of (h, w) results, from `from` channels to `to` of them; `in` and `out`: layouts of the
+   pixels that meet. A pixel of the result stands for a cell of (cell_h, cell_w) in images of (full_h, full_w). */
+struct sizes {
+  int n, from, to, h, w, cell_h, cell_w, full_h, full_w;
+  struct layout in, out;
+};
+
+/* Filters: `from` and `to` floats from one channel to the next. */
+struct filters {
+  const float *at;
+  long from, to;
+};
+
+enum { FILTERS = 0, OWN = 1 };
+
+INLINE int smaller(int a, int b) { return a < b ? a : b; }
+INLINE int larger(int a, int b) { return a > b ? a : b; }
+INLINE int times(int whole, int part) { return (whole + part - 1) / part; }
+
+/* Where part number `i` of `parts` begins. */
+INLINE int part_of(int whole, int parts, int i) { return (int)((long)whole * i / parts); }
+
+static int num_pixels(const struct sizes *s) { return s->n * s->h * s->w; }
+
+/* Pixels from number q on, `count` at most, that lie evenly, the first at `*at`. */
+static int run_of(const struct sizes *s, const struct layout *by, int q, int count, long *at) {
+  const int column = q % s->w, row = q / s->w % s->h, image = q / s->w / s->h;
+  *at = image * by->n + row * by->h + column * by->w;
+  if (by->h != s->w * by->w) return smaller(count, s->w - column);
+  if (by->n != s->h * by->h) return smaller(count, s->h * s->w - row * s->w - column);
+  return count;
+}
+
+/* Packing -------------------------------------------------------------------------------------------------------- */
+
+/* Filters of one panel, channels from `from` to `end`: [from][PANEL] */
+static void pack_filters(const struct sizes *s, const struct filters *w, int panel, int from, int end, float *to) {
+  const int first = panel * PANEL, many = smaller(PANEL, s->to - first);
+  const float *at = w->at + first * w->to;
+  if (many < PANEL) memset(to + (size_t)from * PANEL, 0, (size_t)(end - from) * PANEL * sizeof(float));
+  if (w->from == 1)
+    transpose(at + from, (size_t)w->to, (size_t)many, (size_t)(end - from), to + (size_t)from * PANEL, PANEL);
+  else
+    for (int c = from; c < end; c++) memcpy(to + (size_t)c * PANEL, at + c * w->from, (size_t)many * sizeof(float));
+}
+
+/* Pixels from q on, channels side by side: panels of pixels [panel][channel][PANEL]; zeros behind the last. */
+static void pack_pixels(const struct sizes *s, const float *x, int q, int count, float *to) {
+  const size_t panel = (size_t)s->from * PANEL;
+  for (int done = 0; done < count;) {
+    long at;
+    const int room = smaller(count, (done / PANEL + 1) * PANEL) - done;
+    const int many = run_of(s, &s->in, q + done, room, &at);
+    float *put = to + (size_t)(done / PANEL) * panel + done % PANEL;
+    const float *from = x + at;
+    if (s->in.w == 1 && many == PANEL) {
+      for (int c = 0; c < s->from; c++, from += s->in.c, put += PANEL) {
+        store(put, load(from));
+        store(put + WIDTH, load(from + WIDTH));
+      }
+    } else {
+      for (int c = 0; c < s->from; c++, from += s->in.c, put += PANEL)
+        for (int j = 0; j < many; j++) put[j] = from[j * s->in.w];
+    }
+    done += many;
+  }
+  if (count % PANEL)
+    for (int c = 0; c < s->from; c++)
+      memset(to + (size_t)(count / PANEL) * panel + (size_t)c * PANEL + count % PANEL, 0,
+             (size_t)(PANEL - count % PANEL) * sizeof(float));
+}
+
+/* Pixels from q on as rows of channels c to end, `row` floats apart. */
+static void copy_rows(const struct sizes *s, const struct layout *by, const float *x, int q, int count, int c, int end,
+                      float *to, size_t row) {
+  for (int done = 0, many; done < count; done += many) {
+    long at;
+    many = run_of(s, by, q + done, count - done, &at);
+    for (int i = 0; i < many; i++, to += row) memcpy(to, x + at + i * by->w + c, (size_t)(end - c) * sizeof(float));
+  }
+}
+
+/* Zeros ---------------------------------------------------------------------------------------------------------- */
+
+/* The pixels of the cells of `count` results from q on, which are read by none, of channels from c to `end`. */
+static void clear_cells(const struct sizes *s, float *y, int q, int count, int c, int end) {
+  const long by_h = s->out.h / s->cell_h, by_w = s->out.w / s->cell_w;
+  for (int done = 0, many; done < count; done += many) {
+    const int j = (q + done) % s->w, i = (q + done) / s->w % s->h, n = (q + done) / s->w / s->h;
+    many = smaller(count - done, s->w - j);
+    const int right = smaller(s->full_w, (j + many) * s->cell_w), bottom = smaller(s->full_h, (i + 1) * s->cell_h);
+    for (int channel = c; channel < (s->out.c == 1 ? c + 1 : end); channel++)
+      for (int row = i * s->cell_h; row < bottom; row++) {
+        float *line = y + n * s->out.n + channel * s->out.c + row * by_h;
+        if (s->out.c != 1)
+          memset(line + j * s->cell_w, 0, (size_t)(right - j * s->cell_w) * sizeof(float));
+        else
+          for (int column = j * s->cell_w; column < right; column++)
+            if (row % s->cell_h || column % s->cell_w)
+              memset(line + column * by_w, 0, (size_t)(end - c) * sizeof(float));
+      }
+  }
+}
+
+/* Forward -------------------------------------------------------------------------------------------------------- */
+
+/* What all tasks of a call share. `blocks` of the pixels, each in `parts` of the panels or rows of filters. */
+struct call {
+  const struct sizes *s;
+  const float *x, *panels, *bias;
+  float *y;
+  int blocks, parts, past;
+  struct matrix rows;
+};
+
+/* Channels side by side: pixels from q to `end` by panels from `panel` to `last`. */
+static void by_pixels(const struct call *call, int q, int end, int panel, int last, float *own) {
+  const struct sizes *s = call->s;
+  const size_t row = apart((size_t)s->from);
+  long at, to;
+  struct matrix a = {call->x, (size_t)s->in.w, 1};
+  if (run_of(s, &s->in, q, end - q, &at) == end - q) {
+    a.at += at;
+  } else {
+    copy_rows(s, &s->in, call->x, q, end - q, 0, s->from, own, row);
+    a = (struct matrix){own, row, 1};
+  }
+  if (s->cell_h * s->cell_w > 1)
+    clear_cells(s, call->y, q, end - q, panel * PANEL, smaller(s->to, last * PANEL));
+  for (; panel < last; panel++) {
+    const float *b = call->panels + (size_t)panel * (size_t)s->from * PANEL;
+    const float *next = b + (size_t)s->from * PANEL;
+    struct place c = {.columns = smaller(PANEL, s->to - panel * PANEL), .of_columns = call->bias + panel * PANEL};
+    const int groups = times(end - q, rows_for(c.columns));
+    for (int g = 0; g < groups; g++) {
+      const int first = part_of(end - q, groups, g), many = part_of(end - q, groups, g + 1) - first;
+      const struct matrix of = {a.at + (size_t)first * a.row, a.row, 1};
+      float aside[8 * PANEL] __attribute__((aligned(64)));
+      const int whole = run_of(s, &s->out, q + first, many, &to) == many;
+      c.at = whole ? call->y + to + panel * PANEL : aside;
+      c.row = whole ? (size_t)s->out.w : PANEL;
+      c.past = call->past && whole;
+      multiply_group(&of, many, b, PANEL, s->from, &c, g == 0 ? next : g == 1 ? next + 16 * s->from : of.at + (end - q) * (long)a.row);
+      for (int r = 0; r < (whole ? 0 : many); r++) {
+        run_of(s, &s->out, q + first + r, 1, &to);
+        memcpy(call->y + to + panel * PANEL, aside + r * PANEL, (size_t)c.columns * sizeof(float));
+      }
+    }
+  }
+}
+
+/* Some rows of results, lying aside, of `count` pixels from q on -> channels from c on. */
+static void scatter(const struct sizes *s, const float *aside, int rows, int q, int count, float *y, int c) {
+  for (int done = 0, many; done < count; done += many) {
+    long at;
+    many = run_of(s, &s->out, q + done, count - done, &at);
+    for (int r = 0; r < rows; r++) {
+      float *to = y + at + (c + r) * s->out.c;
+      const float *from = aside + r * PANEL + done;
+      if (s->out.w == 1)
+        memcpy(to, from, (size_t)many * sizeof(float));
+      else
+        for (int j = 0; j < many; j++) to[j * s->out.w] = from[j];
+    }
+  }
+}
+
+/* Pixels side by side: filters from `filter` to `last` by pixels from q to `end`. */
+static void by_planes(const struct call *call, int q, int end, int filter, int last, float *own) {
+  const struct sizes *s = call->s;
+  const int groups = times(last - filter, rows_for(PANEL));
+  pack_pixels(s, call->x, q, end - q, own);
+  for (int g = 0; g < groups; g++) {
+    const int first = filter + part_of(last - filter, groups, g), many = filter + part_of(last - filter, groups, g + 1) - first;
+    const struct matrix of = {call->rows.at + (size_t)first * call->rows.row, call->rows.row, call->rows.deep};
+    if (s->cell_h * s->cell_w > 1) clear_cells(s, call->y, q, end - q, first, first + many);
+    for (int at = q; at < end; at += PANEL) {
+      const int columns = smaller(PANEL, end - at);
+      float aside[8 * PANEL] __attribute__((aligned(64)));
+      long to;
+      const int whole = run_of(s, &s->out, at, columns, &to) == columns && s->out.w == 1;
+      struct place c = {.columns = columns, .of_rows = call->bias + first, .past = call->past && whole};
+      c.at = whole ? call->y + to + first * s->out.c : aside;
+      c.row = whole ? (size_t)s->out.c : PANEL;
+      const float *b = own + (size_t)((at - q) / PANEL) * (size_t)s->from * PANEL;
+      multiply_group(&of, many, b, PANEL, s->from, &c, of.at + 6 * s->from);
+      if (!whole) scatter(s, aside, many, at, columns, call->y, first);
+    }
+  }
+}
+
+/* Blocks of pixels, and parts of the filters if there are few of them. */
+static void plan(struct call *call, int unit) {
+  const struct sizes *s = call->s;
+  const int units = times(num_pixels(s), unit), filters = times(s->to, unit == PANEL ? 6 : PANEL);
+  const int most = smaller(smaller(units, larger(1, BLOCK / (s->from * unit))), larger(1, 192 / unit));
+  call->blocks = larger(times(units, most), smaller(units, TASKS));
+  call->parts = larger(1, smaller(filters / 4, times(TASKS, call->blocks)));
+}
+
+/* Whether results go past the caches: they are many, and whole lines. */
+static int goes_past(const struct sizes *s, const float *y) {
+  const size_t bytes = (size_t)num_pixels(s) * (size_t)s->to * sizeof(float);
+  const long of_line = s->out.c == 1 ? s->out.w : s->out.c;
+  return bytes > CACHE_3 / 4 && (uintptr_t)y % (4 * WIDTH) == 0 && of_line % WIDTH == 0 && s->out.n % WIDTH == 0;
+}
+
+/* Filters as the product needs them; part of a parallel region. */
+static void prepare(const struct call *call, const struct filters *w, float *shared, int nhwc) {
+  const struct sizes *s = call->s;
+  const int some = 64, every = nhwc ? PANEL : 32;
+  if (!nhwc && w->from == 1) return;
+#pragma omp for schedule(static) collapse(2)
+  for (int to = 0; to < s->to; to += every)
+    for (int from = 0; from < s->from; from += some) {
+      const int end = smaller(s->from, from + some);
+      if (nhwc)
+        pack_filters(s, w, to / PANEL, from, end, shared + (size_t)(to / PANEL) * (size_t)s->from * PANEL);
+      else
+        transpose(w->at + from * w->from + to, (size_t)w->from, (size_t)(end - from), (size_t)smaller(every, s->to - to),
+                  shared + (size_t)to * apart((size_t)s->from) + from, apart((size_t)s->from));
+    }
+}
+
+/* x (n, from, ...) -> y (n, to, ...). `bias` (to), or NULL. Returns DONE or NO_MEMORY. */
+int convoy_pointwise(const float *x, const struct sizes *s, const struct filters *w, const float *bias, float *y,
+                     int threads) {
+  const int nhwc = s->in.c == 1 && s->out.c == 1, unit = nhwc ? 6 : PANEL;
+  const size_t starts = (size_t)panels(s->to) * PANEL;
+  float *shared = scratch(FILTERS, starts + starts * apart((size_t)s->from));
+  if (!shared) return NO_MEMORY;
+  float *weights = shared + starts;
+  memset(shared, 0, starts * sizeof(float));
+  if (bias) memcpy(shared, bias, (size_t)s->to * sizeof(float));
+  struct call call = {.s = s, .x = x, .panels = weights, .bias = shared, .y = y, .past = goes_past(s, y)};
+  call.rows = w->from == 1 ? (struct matrix){w->at, (size_t)w->to, 1} : (struct matrix){weights, apart((size_t)s->from), 1};
+  plan(&call, unit);
+  const int units = times(num_pixels(s), unit), filters = nhwc ? panels(s->to) : s->to;
+  const size_t most = (size_t)(times(units, call.blocks) * unit);
+  int failed = DONE;
+  prefer_huge(y, (size_t)(s->n * s->full_h) * (size_t)s->full_w * (size_t)s->to);
+#pragma omp parallel num_threads(threads)
+  {
+    prepare(&call, w, weights, nhwc);
+    float *own = scratch(OWN, most * apart((size_t)s->from));
+    if (!own) {
+#pragma omp atomic write
+      failed = NO_MEMORY;
+    }
+#pragma omp for schedule(dynamic) collapse(2)
+    for (int block = 0; block < call.blocks; block++)
+      for (int part = 0; part < call.parts; part++) {
+        const int q = part_of(units, call.blocks, block) * unit;
+        const int end = smaller(num_pixels(s), part_of(units, call.blocks, block + 1) * unit);
+        if (own)
+          (nhwc ? by_pixels : by_planes)(&call, q, end, part_of(filters, call.parts, part),
+                                         part_of(filters, call.parts, part + 1), own);
+      }
+    FENCE();
+  }
+  return failed;
+}
+
+/* Weight gradient ------------------------------------------------------------------------------------------------ */
+
+/* Sums of products over pixels, [slice][to][row]: tiles of (to_step, from_step) channels are made apart. */
+struct gradient {
+  const struct sizes *s;
+  const float *x, *dy;
+  float *sums;
+  size_t row, sum;
+  int slices, tiles_to, tiles_from;
+};
+
+/* Channels c to `end` of pixels from q on: [panel][pixel][PANEL], zeros behind the last. */
+static void pack_channels(const struct sizes *s, const float *x, int q, int count, int c, int end, float *to) {
+  for (; c < end; c += PANEL, to += (size_t)count * PANEL) {
+    const int many = smaller(PANEL, end - c);
+    if (many < PANEL) memset(to, 0, (size_t)count * PANEL * sizeof(float));
+    for (int done = 0, run; done < count; done += run) {
+      long at;
+      run = run_of(s, &s->in, q + done, count - done, &at);
+      const float *from = x + at + c * s->in.c;
+      float *put = to + (size_t)done * PANEL;
+      if (s->in.c == 1 && many == PANEL) {
+        for (int i = 0; i < run; i++, from += s->in.w, put += PANEL) {
+          store(put, load(from));
+          store(put + WIDTH, load(from + WIDTH));
+        }
+      } else if (s->in.c == 1) {
+        for (int i = 0; i < run; i++) memcpy(put + (size_t)i * PANEL, from + i * s->in.w, (size_t)many * sizeof(float));
+      } else if (s->in.w == 1) {
+        transpose(from, (size_t)s->in.c, (size_t)many, (size_t)run, put, PANEL);
+      } else {
+        for (int j = 0; j < many; j++)
+          for (int i = 0; i < run; i++) put[(size_t)i * PANEL + (size_t)j] = from[j * s->in.c + i * s->in.w];
+      }
+    }
+  }
+}
+
+/* Channels k to `end` of the results' gradient at pixels from q on, where they lie or copied. */
+static struct matrix slopes(const struct gradient *g, int q, int count, int k, int end, float *own) {
+  const struct sizes *s = g->s;
+  long at;
+  if (s->out.c == 1) {
+    const size_t row = apart((size_t)(end - k));
+    copy_rows(s, &s->out, g->dy, q, count, k, end, own, row);
+    return (struct matrix){own, 1, row};
+  }
+  if (run_of(s, &s->out, q, count, &at) == count && s->out.w == 1)
+    return (struct matrix){g->dy + at + k * s->out.c, (size_t)s->out.c, 1};
+  const size_t row = apart((size_t)count);
+  for (int done = 0, many; done < count; done += many) {
+    many = run_of(s, &s->out, q + done, count - done, &at);
+    for (int i = k; i < end; i++)
+      for (int j = 0; j < many; j++)
+        own[(size_t)(i - k) * row + (size_t)(done + j)] = g->dy[at + i * s->out.c + j * s->out.w];
+  }
+  return (struct matrix){own, row, 1};
+}
+
+static void sum_tile(const struct gradient *g, int slice, int of_to, int of_from, float *own) {
+  const struct sizes *s = g->s;
+  const int k = part_of(s->to, g->tiles_to, of_to), last = part_of(s->to, g->tiles_to, of_to + 1);
+  const int c = part_of(panels(s->from), g->tiles_from, of_from) * PANEL;
+  const int end = smaller(s->from, part_of(panels(s->from), g->tiles_from, of_from + 1) * PANEL);
+  const int begin = part_of(num_pixels(s), g->slices, slice), stop = part_of(num_pixels(s), g->slices, slice + 1);
+  const int blocks = times(stop - begin, PIXELS), groups = times(last - k, rows_for(PANEL));
+  float *packed = own, *copied = own + (size_t)panels(end - c) * PANEL * PIXELS;
+  const float zeros[PANEL] = {0};
+  for (int block = 0; block < blocks; block++) {
+    const int q = begin + part_of(stop - begin, blocks, block);
+    const int count = begin + part_of(stop - begin, blocks, block + 1) - q;
+    pack_channels(s, g->x, q, count, c, end, packed);
+    const struct matrix a = slopes(g, q, count, k, last, copied);
+    for (int at = c; at < end; at += PANEL)
+      for (int group = 0; group < groups; group++) {
+        const int first = part_of(last - k, groups, group), many = part_of(last - k, groups, group + 1) - first;
+        const struct matrix of = {a.at + (size_t)first * a.row, a.row, a.deep};
+        const float *b = packed + (size_t)(at - c) * (size_t)count;
+        const struct place to = {
+            .at = g->sums + (size_t)slice * g->sum + (size_t)(k + first) * g->row + (size_t)at,
+            .row = g->row, .of_columns = zeros, .columns = PANEL, .add = block > 0};
+        multiply_group(&of, many, b, PANEL, count, &to, b + (size_t)count * PANEL);
+      }
+  }
+}
+
+static void add_slices(const struct gradient *g, int k, float *dw) {
+  const int channels = g->s->from;
+  for (int c = 0; c < channels; c += WIDTH) {
+    const float *from = g->sums + (size_t)k * g->row + (size_t)c;
+    vec total = load(from);
+    for (size_t slice = 1; slice < (size_t)g->slices; slice++) total += load(from + slice * g->sum);
+    store_part(dw + (size_t)k * (size_t)channels + (size_t)c, total, smaller(WIDTH, channels - c));
+  }
+}
+
+/* x (n, from, ...), dy (n, to, ...) -> dw (to, from). Returns DONE or NO_MEMORY. */
+int convoy_pointwise_weight_gradient(const float *x, const struct sizes *s, const float *dy, float *dw, int threads) {
+  struct gradient g = {.s = s, .x = x, .dy = dy, .row = apart((size_t)panels(s->from) * PANEL)};
+  g.sum = g.row * (size_t)s->to;
+  g.tiles_to = times(s->to, TILE);
+  g.tiles_from = times(s->from, TILE);
+  const int worth = smaller(num_pixels(s) / SLICE, (int)(SUMS / g.sum));
+  g.slices = larger(1, smaller(worth, times(TASKS, g.tiles_to * g.tiles_from)));
+  g.sums = scratch(FILTERS, (size_t)g.slices * g.sum);
+  if (!g.sums) return NO_MEMORY;
+  int failed = DONE;
+#pragma omp parallel num_threads(threads)
+  {
+    float *own = scratch(OWN, 2 * (TILE + PANEL) * (size_t)(PIXELS + PANEL));
+    if (!own) {
+#pragma omp atomic write
+      failed = NO_MEMORY;
+    }
+#pragma omp for schedule(dynamic) collapse(3)
+    for (int slice = 0; slice < g.slices; slice++)
+      for (int to = 0; to < g.tiles_to; to++)
+        for (int from = 0; from < g.tiles_from; from++)
+          if (own) sum_tile(&g, slice, to, from, own);
+#pragma omp for schedule(static)
+    for (int k = 0; k < s->to; k++) add_slices(&g, k, dw);
+  }
+  return failed;
+}

@@ -11,94 +11,87 @@
 
 static inline int panels(int columns) { return (columns + PANEL - 1) / PANEL; }
 
-/* A matrix where it lies: `row` floats from a row to the next, `deep` from a column to the next. */
-struct matrix {
-  const float *at;
-  size_t row, deep;
+/* What the sums of a product start from: nothing, what is in their place, a number a row, or a vector a column. */
+enum start { NOTHING, PLACE, OF_ROWS, OF_COLUMNS };
+
+/* c[rows][columns] = start + a[rows][depth] b[depth][columns] for at most PANEL columns: floats from a row to the next,
+   and for the first factor from a column to the next. `past`: results go past the caches. */
+struct product {
+  size_t a_row, a_deep, b_row, c_row;
+  int depth, columns, past;
+  enum start start;
 };
 
-/* Where the products of some rows with a panel go, and from what the sums start: what is there already (`add`), else a
-   number for each row, a vector for each column, or nothing. `columns` of them are stored; `past`: past the caches. */
-struct place {
-  float *at;
-  size_t row;
-  const float *of_rows, *of_columns;
-  int columns, add, past;
-};
-
-INLINE vec begin_sum(const struct place *c, size_t row, int half) {
-  if (c->add) return load(c->at + row * c->row + half * WIDTH);
-  if (c->of_rows) return splat(c->of_rows[row]);
-  return c->of_columns ? load(c->of_columns + half * WIDTH) : (vec){0};
+INLINE vec first_sum(const struct product *p, const float *c, const float *start, size_t row, int half) {
+  if (p->start == PLACE) return load(c + row * p->c_row + half * WIDTH);
+  if (p->start == OF_ROWS) return splat(start[row]);
+  return p->start == OF_COLUMNS ? load(start + half * WIDTH) : (vec){0};
 }
 
-INLINE void end_sum(const struct place *c, size_t row, int half, vec sum) {
-  float *to = c->at + row * c->row + half * WIDTH;
-  if (c->columns - half * WIDTH < WIDTH)
-    store_part(to, sum, c->columns - half * WIDTH);
-  else if (c->past)
-    STREAM(to, sum);
-  else
-    store(to, sum);
-}
-
-/* Some rows of a (`many`, known to the compiler) by a panel of `halves` vectors, b[depth][b_row]. A line at `next` is
-   fetched each step. Six rows of two vectors are twelve sums: enough to hide the latency of a fused multiply and
-   addition, and AVX2 has no registers for more. */
-INLINE void multiply_few(int many, int halves, const struct matrix *a, const float *b, size_t b_row, int depth,
-                         const struct place *c, const float *next) {
+/* Some rows (`many`, known to the compiler) of a product of `halves` vectors; a line at `next` is fetched each step. Six
+   rows of two vectors are twelve sums: enough to hide the latency of a fused multiply and addition, and AVX2 has no
+   registers for more. */
+INLINE void multiply_rows(size_t many, int halves, const struct product *p, const float *a, const float *b, float *c,
+                          const float *start, const float *next) {
   vec sum[8][2];
-  const float *at = a->at;
-  const size_t row = a->row, deep = a->deep;
-  UNROLL for (int r = 0; r < many; r++)
-    UNROLL for (int half = 0; half < halves; half++) sum[r][half] = begin_sum(c, (size_t)r, half);
-  for (int k = 0; k < depth; k++, at += deep, b += b_row, next += LINE) {
+  const size_t a_row = p->a_row, a_deep = p->a_deep, b_row = p->b_row, c_row = p->c_row;
+  UNROLL for (size_t r = 0; r < many; r++)
+    UNROLL for (int half = 0; half < halves; half++) sum[r][half] = first_sum(p, c, start, r, half);
+  _Pragma("GCC unroll 2") for (int k = p->depth; k > 0; k--, a += a_deep, b += b_row, next += LINE) {
     __builtin_prefetch(next, 0, 2);
     vec of_b[2];
     UNROLL for (int half = 0; half < halves; half++) of_b[half] = load(b + half * WIDTH);
-    UNROLL for (int r = 0; r < many; r++) {
-      const vec value = splat(at[(size_t)r * row]);
+    UNROLL for (size_t r = 0; r < many; r++) {
+      const vec value = splat(a[r * a_row]);
       UNROLL for (int half = 0; half < halves; half++) sum[r][half] += value * of_b[half];
     }
   }
-  UNROLL for (int r = 0; r < many; r++)
-    UNROLL for (int half = 0; half < halves; half++) end_sum(c, (size_t)r, half, sum[r][half]);
+  const int last = p->columns - (halves - 1) * WIDTH;
+  if (last < WIDTH) {
+    UNROLL for (size_t r = 0; r < many; r++, c += c_row) {
+      if (halves > 1) store(c, sum[r][0]);
+      store_part(c + (halves - 1) * WIDTH, sum[r][halves - 1], last);
+    }
+  } else if (p->past) {
+    UNROLL for (size_t r = 0; r < many; r++, c += c_row)
+      UNROLL for (int half = 0; half < halves; half++) STREAM(c + half * WIDTH, sum[r][half]);
+  } else {
+    UNROLL for (size_t r = 0; r < many; r++, c += c_row)
+      UNROLL for (int half = 0; half < halves; half++) store(c + half * WIDTH, sum[r][half]);
+  }
 }
 
-typedef void multiply(const struct matrix *, const float *, size_t, int, const struct place *, const float *);
+typedef void multiply(const struct product *, const float *, const float *, float *, const float *, const float *);
 
-#define MULTIPLY(MANY, HALVES)                                                                       \
-  static void multiply_##MANY##_##HALVES(const struct matrix *a, const float *b, size_t b_row, int depth, \
-                                         const struct place *c, const float *next) {                 \
-    multiply_few(MANY, HALVES, a, b, b_row, depth, c, next);                                         \
+#define MULTIPLY(MANY, HALVES)                                                                                \
+  static void multiply_##MANY##_##HALVES(const struct product *p, const float *a, const float *b, float *c,   \
+                                         const float *start, const float *next) {                             \
+    multiply_rows(MANY, HALVES, p, a, b, c, start, next);                                                     \
   }
 MULTIPLY(1, 2) MULTIPLY(2, 2) MULTIPLY(3, 2) MULTIPLY(4, 2) MULTIPLY(5, 2) MULTIPLY(6, 2)
 MULTIPLY(1, 1) MULTIPLY(2, 1) MULTIPLY(3, 1) MULTIPLY(4, 1) MULTIPLY(5, 1) MULTIPLY(6, 1) MULTIPLY(7, 1) MULTIPLY(8, 1)
 
-/* Rows that are multiplied at a time by so many columns of a panel. */
+/* Rows that are multiplied at a time by so many columns. */
 static inline int rows_for(int columns) { return columns > WIDTH ? 6 : 8; }
 
-/* c (+)= a[rows][depth] by a panel b[depth][b_row], of at most rows_for(columns) rows. */
-static inline void multiply_group(const struct matrix *a, int rows, const float *b, size_t b_row, int depth,
-                                  const struct place *c, const float *next) {
+/* At most rows_for(columns) rows. `start`: of the first row or column; `next`: what is read soon, a line for each step. */
+static inline void multiply_few(const struct product *p, int rows, const float *a, const float *b, float *c,
+                                const float *start, const float *next) {
   static multiply *const of[2][9] = {{NULL, multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1,
                                       multiply_6_1, multiply_7_1, multiply_8_1},
                                      {NULL, multiply_1_2, multiply_2_2, multiply_3_2, multiply_4_2, multiply_5_2,
                                       multiply_6_2}};
-  of[c->columns > WIDTH][rows](a, b, b_row, depth, c, next);
+  of[p->columns > WIDTH][rows](p, a, b, c, start, next);
 }
 
-/* c (+)= a[rows][depth] by a panel b[depth][b_row]; the panel at `next`, if any, is read after this one. */
-static inline void multiply_rows(const struct matrix *a, int rows, const float *b, size_t b_row, int depth,
-                                 const struct place *c, const float *next) {
-  const int groups = (rows + rows_for(c->columns) - 1) / rows_for(c->columns);
-  for (int g = 0; g < groups; g++) {
-    const size_t first = (size_t)(rows * g / groups), end = (size_t)(rows * (g + 1) / groups);
-    const struct matrix of = {a->at + first * a->row, a->row, a->deep};
-    struct place to = *c;
-    to.at += first * c->row;
-    if (to.of_rows) to.of_rows += first;
-    multiply_group(&of, (int)(end - first), b, b_row, depth, &to, next && g < 2 ? next + (size_t)(g * depth * LINE) : b);
+/* Any number of rows, from nothing or from what is in their place; the panel at `next`, if any, is read after this. */
+static inline void multiply_all(const struct product *p, int rows, const float *a, const float *b, float *c,
+                                const float *next) {
+  const int groups = (rows + rows_for(p->columns) - 1) / rows_for(p->columns);
+  for (int g = 0, first = 0, end; g < groups; g++, first = end) {
+    end = rows * (g + 1) / groups;
+    multiply_few(p, end - first, a + (size_t)first * p->a_row, b, c + (size_t)first * p->c_row, NULL,
+                 next && g < 2 ? next + g * p->depth * LINE : b);
   }
 }
 
@@ -107,10 +100,10 @@ static inline void multiply_panel(const float *a, size_t lda, int rows, const fl
                                   const float *next) {
   for (int from = 0; from < depth; from += DEPTH) {
     const int part = depth - from < DEPTH ? depth - from : DEPTH;
-    const struct matrix of = {a + from, lda, 1};
-    const struct place to = {.at = c, .row = ldc, .columns = PANEL, .add = from > 0};
+    const struct product p = {.a_row = lda, .a_deep = 1, .b_row = PANEL, .c_row = ldc, .depth = part,
+                              .columns = PANEL, .start = from > 0 ? PLACE : NOTHING};
     const size_t here = (size_t)from * PANEL;
-    multiply_rows(&of, rows, b + here, PANEL, part, &to, next ? next + here : NULL);
+    multiply_all(&p, rows, a + from, b + here, c, next ? next + here : NULL);
   }
 }
 

@@ -133,46 +133,49 @@ static void clear_cells(const struct sizes *s, float *y, int q, int count, int c
 
 /* Forward -------------------------------------------------------------------------------------------------------- */
 
-/* What all tasks of a call share. `blocks` of the pixels, each in `parts` of the panels or rows of filters. */
+/* What all tasks of a call share. `blocks` of the pixels, each in `parts` of the panels or rows of filters. `w`: filters,
+   in panels or `w_row` apart. */
 struct call {
   const struct sizes *s;
-  const float *x, *panels, *bias;
+  const float *x, *w, *bias;
   float *y;
+  size_t w_row;
   int blocks, parts, past;
-  struct matrix rows;
 };
 
 /* Channels side by side: pixels from q to `end` by panels from `panel` to `last`. */
 static void by_pixels(const struct call *call, int q, int end, int panel, int last, float *own) {
   const struct sizes *s = call->s;
-  const size_t row = apart((size_t)s->from);
+  const size_t of_panel = (size_t)s->from * PANEL;
+  struct product p = {.a_row = (size_t)s->in.w, .a_deep = 1, .b_row = PANEL, .depth = s->from, .start = OF_COLUMNS};
+  const float *x = own;
   long at, to;
-  struct matrix a = {call->x, (size_t)s->in.w, 1};
   if (run_of(s, &s->in, q, end - q, &at) == end - q) {
-    a.at += at;
+    x = call->x + at;
   } else {
-    copy_rows(s, &s->in, call->x, q, end - q, 0, s->from, own, row);
-    a = (struct matrix){own, row, 1};
+    p.a_row = apart((size_t)s->from);
+    copy_rows(s, &s->in, call->x, q, end - q, 0, s->from, own, p.a_row);
   }
-  if (s->cell_h * s->cell_w > 1)
-    clear_cells(s, call->y, q, end - q, panel * PANEL, smaller(s->to, last * PANEL));
+  if (s->cell_h * s->cell_w > 1) clear_cells(s, call->y, q, end - q, panel * PANEL, smaller(s->to, last * PANEL));
   for (; panel < last; panel++) {
-    const float *b = call->panels + (size_t)panel * (size_t)s->from * PANEL;
-    const float *next = b + (size_t)s->from * PANEL;
-    struct place c = {.columns = smaller(PANEL, s->to - panel * PANEL), .of_columns = call->bias + panel * PANEL};
-    const int groups = times(end - q, rows_for(c.columns));
-    for (int g = 0; g < groups; g++) {
-      const int first = part_of(end - q, groups, g), many = part_of(end - q, groups, g + 1) - first;
-      const struct matrix of = {a.at + (size_t)first * a.row, a.row, 1};
-      float aside[8 * PANEL] __attribute__((aligned(64)));
-      const int whole = run_of(s, &s->out, q + first, many, &to) == many;
-      c.at = whole ? call->y + to + panel * PANEL : aside;
-      c.row = whole ? (size_t)s->out.w : PANEL;
-      c.past = call->past && whole;
-      multiply_group(&of, many, b, PANEL, s->from, &c, g == 0 ? next : g == 1 ? next + 16 * s->from : of.at + (end - q) * (long)a.row);
-      for (int r = 0; r < (whole ? 0 : many); r++) {
-        run_of(s, &s->out, q + first + r, 1, &to);
-        memcpy(call->y + to + panel * PANEL, aside + r * PANEL, (size_t)c.columns * sizeof(float));
+    const float *b = call->w + (size_t)panel * of_panel, *start = call->bias + panel * PANEL;
+    p.columns = smaller(PANEL, s->to - panel * PANEL);
+    const int groups = times(end - q, rows_for(p.columns));
+    for (int g = 0, first = 0, next; g < groups; g++, first = next) {
+      next = part_of(end - q, groups, g + 1);
+      const float *a = x + (size_t)first * p.a_row;
+      const float *fetched = g < 2 ? b + of_panel + g * s->from * LINE : a + (size_t)(end - q) * p.a_row;
+      if (run_of(s, &s->out, q + first, next - first, &to) == next - first) {
+        p.c_row = (size_t)s->out.w, p.past = call->past;
+        multiply_few(&p, next - first, a, b, call->y + to + panel * PANEL, start, fetched);
+      } else {
+        float aside[8 * PANEL] __attribute__((aligned(64)));
+        p.c_row = PANEL, p.past = 0;
+        multiply_few(&p, next - first, a, b, aside, start, fetched);
+        for (int r = 0; r < next - first; r++) {
+          run_of(s, &s->out, q + first + r, 1, &to);
+          memcpy(call->y + to + panel * PANEL, aside + r * PANEL, (size_t)p.columns * sizeof(float));
+        }
       }
     }
   }
@@ -197,23 +200,26 @@ static void scatter(const struct sizes *s, const float *aside, int rows, int q, 
 /* Pixels side by side: filters from `filter` to `last` by pixels from q to `end`. */
 static void by_planes(const struct call *call, int q, int end, int filter, int last, float *own) {
   const struct sizes *s = call->s;
+  struct product p = {.a_row = call->w_row, .a_deep = 1, .b_row = PANEL, .depth = s->from, .start = OF_ROWS};
   const int groups = times(last - filter, rows_for(PANEL));
   pack_pixels(s, call->x, q, end - q, own);
-  for (int g = 0; g < groups; g++) {
-    const int first = filter + part_of(last - filter, groups, g), many = filter + part_of(last - filter, groups, g + 1) - first;
-    const struct matrix of = {call->rows.at + (size_t)first * call->rows.row, call->rows.row, call->rows.deep};
-    if (s->cell_h * s->cell_w > 1) clear_cells(s, call->y, q, end - q, first, first + many);
-    for (int at = q; at < end; at += PANEL) {
-      const int columns = smaller(PANEL, end - at);
-      float aside[8 * PANEL] __attribute__((aligned(64)));
+  for (int g = 0, first = filter, next; g < groups; g++, first = next) {
+    next = filter + part_of(last - filter, groups, g + 1);
+    const float *a = call->w + (size_t)first * p.a_row, *start = call->bias + first;
+    if (s->cell_h * s->cell_w > 1) clear_cells(s, call->y, q, end - q, first, next);
+    for (int pixel = q; pixel < end; pixel += PANEL) {
+      const float *b = own + (size_t)(pixel - q) * (size_t)s->from;
       long to;
-      const int whole = run_of(s, &s->out, at, columns, &to) == columns && s->out.w == 1;
-      struct place c = {.columns = columns, .of_rows = call->bias + first, .past = call->past && whole};
-      c.at = whole ? call->y + to + first * s->out.c : aside;
-      c.row = whole ? (size_t)s->out.c : PANEL;
-      const float *b = own + (size_t)((at - q) / PANEL) * (size_t)s->from * PANEL;
-      multiply_group(&of, many, b, PANEL, s->from, &c, of.at + 6 * s->from);
-      if (!whole) scatter(s, aside, many, at, columns, call->y, first);
+      p.columns = smaller(PANEL, end - pixel);
+      if (s->out.w == 1 && run_of(s, &s->out, pixel, p.columns, &to) == p.columns) {
+        p.c_row = (size_t)s->out.c, p.past = call->past;
+        multiply_few(&p, next - first, a, b, call->y + to + first * s->out.c, start, a + 6 * p.a_row);
+      } else {
+        float aside[8 * PANEL] __attribute__((aligned(64)));
+        p.c_row = PANEL, p.past = 0;
+        multiply_few(&p, next - first, a, b, aside, start, a + 6 * p.a_row);
+        scatter(s, aside, next - first, pixel, p.columns, call->y, first);
+      }
     }
   }
 }
@@ -261,8 +267,9 @@ int convoy_pointwise(const float *x, const struct sizes *s, const struct filters
   float *weights = shared + starts;
   memset(shared, 0, starts * sizeof(float));
   if (bias) memcpy(shared, bias, (size_t)s->to * sizeof(float));
-  struct call call = {.s = s, .x = x, .panels = weights, .bias = shared, .y = y, .past = goes_past(s, y)};
-  call.rows = w->from == 1 ? (struct matrix){w->at, (size_t)w->to, 1} : (struct matrix){weights, apart((size_t)s->from), 1};
+  struct call call = {.s = s, .x = x, .w = weights, .bias = shared, .y = y, .past = goes_past(s, y)};
+  call.w_row = apart((size_t)s->from);
+  if (!nhwc && w->from == 1) call.w = w->at, call.w_row = (size_t)w->to;
   plan(&call, unit);
   const int units = times(num_pixels(s), unit), filters = nhwc ? panels(s->to) : s->to;
   const size_t most = (size_t)(times(units, call.blocks) * unit);
@@ -328,25 +335,25 @@ static void pack_channels(const struct sizes *s, const float *x, int q, int coun
   }
 }
 
-/* Channels k to `end` of the results' gradient at pixels from q on, where they lie or copied. */
-static struct matrix slopes(const struct gradient *g, int q, int count, int k, int end, float *own) {
+/* Channels k to `end` of the results' gradient at pixels from q on, where they lie or copied: the first factor. */
+static const float *slopes(const struct gradient *g, int q, int count, int k, int end, float *own, struct product *p) {
   const struct sizes *s = g->s;
   long at;
   if (s->out.c == 1) {
-    const size_t row = apart((size_t)(end - k));
-    copy_rows(s, &s->out, g->dy, q, count, k, end, own, row);
-    return (struct matrix){own, 1, row};
+    p->a_row = 1, p->a_deep = apart((size_t)(end - k));
+    copy_rows(s, &s->out, g->dy, q, count, k, end, own, p->a_deep);
+    return own;
   }
-  if (run_of(s, &s->out, q, count, &at) == count && s->out.w == 1)
-    return (struct matrix){g->dy + at + k * s->out.c, (size_t)s->out.c, 1};
-  const size_t row = apart((size_t)count);
+  p->a_row = (size_t)s->out.c, p->a_deep = 1;
+  if (run_of(s, &s->out, q, count, &at) == count && s->out.w == 1) return g->dy + at + k * s->out.c;
+  p->a_row = apart((size_t)count);
   for (int done = 0, many; done < count; done += many) {
     many = run_of(s, &s->out, q + done, count - done, &at);
     for (int i = k; i < end; i++)
       for (int j = 0; j < many; j++)
-        own[(size_t)(i - k) * row + (size_t)(done + j)] = g->dy[at + i * s->out.c + j * s->out.w];
+        own[(size_t)(i - k) * p->a_row + (size_t)(done + j)] = g->dy[at + i * s->out.c + j * s->out.w];
   }
-  return (struct matrix){own, row, 1};
+  return own;
 }
 
 static void sum_tile(const struct gradient *g, int slice, int of_to, int of_from, float *own) {
@@ -355,24 +362,19 @@ static void sum_tile(const struct gradient *g, int slice, int of_to, int of_from
   const int c = part_of(panels(s->from), g->tiles_from, of_from) * PANEL;
   const int end = smaller(s->from, part_of(panels(s->from), g->tiles_from, of_from + 1) * PANEL);
   const int begin = part_of(num_pixels(s), g->slices, slice), stop = part_of(num_pixels(s), g->slices, slice + 1);
-  const int blocks = times(stop - begin, PIXELS), groups = times(last - k, rows_for(PANEL));
+  const int blocks = times(stop - begin, PIXELS);
   float *packed = own, *copied = own + (size_t)panels(end - c) * PANEL * PIXELS;
-  const float zeros[PANEL] = {0};
-  for (int block = 0; block < blocks; block++) {
-    const int q = begin + part_of(stop - begin, blocks, block);
-    const int count = begin + part_of(stop - begin, blocks, block + 1) - q;
-    pack_channels(s, g->x, q, count, c, end, packed);
-    const struct matrix a = slopes(g, q, count, k, last, copied);
-    for (int at = c; at < end; at += PANEL)
-      for (int group = 0; group < groups; group++) {
-        const int first = part_of(last - k, groups, group), many = part_of(last - k, groups, group + 1) - first;
-        const struct matrix of = {a.at + (size_t)first * a.row, a.row, a.deep};
-        const float *b = packed + (size_t)(at - c) * (size_t)count;
-        const struct place to = {
-            .at = g->sums + (size_t)slice * g->sum + (size_t)(k + first) * g->row + (size_t)at,
-            .row = g->row, .of_columns = zeros, .columns = PANEL, .add = block > 0};
-        multiply_group(&of, many, b, PANEL, count, &to, b + (size_t)count * PANEL);
-      }
+  float *sum = g->sums + (size_t)slice * g->sum + (size_t)k * g->row + (size_t)c;
+  for (int block = 0, q = begin, next; block < blocks; block++, q = next) {
+    next = begin + part_of(stop - begin, blocks, block + 1);
+    struct product p = {.b_row = PANEL, .c_row = g->row, .depth = next - q, .start = block ? PLACE : NOTHING};
+    pack_channels(s, g->x, q, next - q, c, end, packed);
+    const float *a = slopes(g, q, next - q, k, last, copied, &p);
+    for (int panel = 0; panel < panels(end - c); panel++) {
+      p.columns = smaller(PANEL, end - c - panel * PANEL);
+      const float *b = packed + (size_t)(panel * (next - q)) * PANEL;
+      multiply_all(&p, last - k, a, b, sum + panel * PANEL, b + (size_t)(next - q) * PANEL);
+    }
   }
 }
 

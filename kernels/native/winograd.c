@@ -421,11 +421,10 @@ int convoy_winograd(const float *x, const struct sizes *s, const struct filters 
 /* Pixels v[tile][v_row] and gradients g[tile][g_row] of one point -> sum[c][row], of channels from `c` to `end`. */
 static void sum_products(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, int c, int end,
                          int of_panels, float *sum, size_t row, int add) {
-  const struct matrix a = {v + c, 1, v_row};
-  for (int panel = 0; panel < of_panels; panel++) {
-    const struct place to = {.at = sum + (size_t)c * row + panel * PANEL, .row = row, .columns = PANEL, .add = add};
-    multiply_rows(&a, end - c, g + panel * PANEL, g_row, tiles, &to, NULL);
-  }
+  const struct product p = {.a_row = 1, .a_deep = v_row, .b_row = g_row, .c_row = row, .depth = tiles,
+                            .columns = PANEL, .start = add ? PLACE : NOTHING};
+  for (int panel = 0; panel < of_panels; panel++)
+    multiply_all(&p, end - c, v + c, g + panel * PANEL, sum + (size_t)c * row + panel * PANEL, NULL);
 }
 
 /* What is summed, and where: v[point][tile][v_row], g[point][tile][g_row], sum[point][c][g_row]. */

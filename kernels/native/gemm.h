@@ -15,9 +15,10 @@ static inline int panels(int columns) { return (columns + PANEL - 1) / PANEL; }
 enum start { NOTHING, PLACE, OF_ROWS, OF_COLUMNS };
 
 /* c[rows][columns] = start + a[rows][depth] b[depth][columns] for at most PANEL columns: floats from a row to the next,
-   and for the first factor from a column to the next. `past`: results go past the caches. */
+   and for the first factor from a column to the next. `fetch`: from a line that is fetched to the next. `past`: results
+   go past the caches. */
 struct product {
-  size_t a_row, a_deep, b_row, c_row;
+  size_t a_row, a_deep, b_row, c_row, fetch;
   int depth, columns, past;
   enum start start;
 };
@@ -34,10 +35,10 @@ INLINE vec first_sum(const struct product *p, const float *c, const float *start
 INLINE void multiply_rows(size_t many, int halves, const struct product *p, const float *a, const float *b, float *c,
                           const float *start, const float *next) {
   vec sum[8][2];
-  const size_t a_row = p->a_row, a_deep = p->a_deep, b_row = p->b_row, c_row = p->c_row;
+  const size_t a_row = p->a_row, a_deep = p->a_deep, b_row = p->b_row, c_row = p->c_row, fetch = p->fetch;
   UNROLL for (size_t r = 0; r < many; r++)
     UNROLL for (int half = 0; half < halves; half++) sum[r][half] = first_sum(p, c, start, r, half);
-  _Pragma("GCC unroll 2") for (int k = p->depth; k > 0; k--, a += a_deep, b += b_row, next += LINE) {
+  _Pragma("GCC unroll 2") for (int k = p->depth; k > 0; k--, a += a_deep, b += b_row, next += fetch) {
     __builtin_prefetch(next, 0, 2);
     vec of_b[2];
     UNROLL for (int half = 0; half < halves; half++) of_b[half] = load(b + half * WIDTH);
@@ -74,7 +75,7 @@ MULTIPLY(1, 1) MULTIPLY(2, 1) MULTIPLY(3, 1) MULTIPLY(4, 1) MULTIPLY(5, 1) MULTI
 /* Rows that are multiplied at a time by so many columns. */
 static inline int rows_for(int columns) { return columns > WIDTH ? 6 : 8; }
 
-/* At most rows_for(columns) rows. `start`: of the first row or column; `next`: what is read soon, a line for each step. */
+/* At most rows_for(columns) rows. `start`: of the first row or column; `next`: lines that are read soon, one for each step. */
 static inline void multiply_few(const struct product *p, int rows, const float *a, const float *b, float *c,
                                 const float *start, const float *next) {
   static multiply *const of[2][9] = {{NULL, multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1,
@@ -100,8 +101,8 @@ static inline void multiply_panel(const float *a, size_t lda, int rows, const fl
                                   const float *next) {
   for (int from = 0; from < depth; from += DEPTH) {
     const int part = depth - from < DEPTH ? depth - from : DEPTH;
-    const struct product p = {.a_row = lda, .a_deep = 1, .b_row = PANEL, .c_row = ldc, .depth = part,
-                              .columns = PANEL, .start = from > 0 ? PLACE : NOTHING};
+    const struct product p = {.a_row = lda, .a_deep = 1, .b_row = PANEL, .c_row = ldc, .fetch = LINE,
+                              .depth = part, .columns = PANEL, .start = from > 0 ? PLACE : NOTHING};
     const size_t here = (size_t)from * PANEL;
     multiply_all(&p, rows, a + from, b + here, c, next ? next + here : NULL);
   }

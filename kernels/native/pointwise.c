@@ -60,6 +60,13 @@ static int run_of(const struct sizes *s, const struct layout *by, int q, int cou
   return count;
 }
 
+/* One of the two that are multiplied: images or the gradient of results, of which the pixels meet. */
+struct side {
+  const float *at;
+  const struct layout *by;
+  int channels;
+};
+
 /* Packing -------------------------------------------------------------------------------------------------------- */
 
 /* Filters of one panel, channels from `from` to `end`: [from][PANEL] */
@@ -73,30 +80,35 @@ static void pack_filters(const struct sizes *s, const struct filters *w, int pan
     for (int c = from; c < end; c++) memcpy(to + (size_t)c * PANEL, at + c * w->from, (size_t)many * sizeof(float));
 }
 
-/* Pixels from q on, channels side by side: panels of pixels [panel][channel][PANEL]; zeros behind the last. */
+/* Pixels `step` apart, of a channel, side by side. */
+INLINE void copy_channel(const float *from, long step, int many, float *to) {
+  int j = 0;
+  if (step == 1)
+    for (; j < many; j += WIDTH) store_part(to + j, load_part(from + j, smaller(WIDTH, many - j)), smaller(WIDTH, many - j));
+  if (step == 2)
+    for (; many - j > 8; j += 8)
+      *(vec8 *)(to + j) = SHUFFLE(*(const vec8 *)(from + 2 * j), *(const vec8 *)(from + 2 * j + 8), 0, 2, 4, 6, 8, 10, 12, 14);
+  for (; j < many; j++) to[j] = from[j * step];
+}
+
+/* Pixels from q on: panels of them [panel][channel][PANEL], zeros behind the last. */
 static void pack_pixels(const struct sizes *s, const float *x, int q, int count, float *to) {
   const size_t panel = (size_t)s->from * PANEL;
-  for (int done = 0; done < count;) {
+  if (count % PANEL) memset(to + (size_t)(count / PANEL) * panel, 0, panel * sizeof(float));
+  for (int done = 0, many; done < count; done += many) {
     long at;
-    const int room = smaller(count, (done / PANEL + 1) * PANEL) - done;
-    const int many = run_of(s, &s->in, q + done, room, &at);
-    float *put = to + (size_t)(done / PANEL) * panel + done % PANEL;
+    many = run_of(s, &s->in, q + done, smaller(count - done, PANEL - done % PANEL), &at);
     const float *from = x + at;
+    float *put = to + (size_t)(done / PANEL) * panel + done % PANEL;
     if (s->in.w == 1 && many == PANEL) {
       for (int c = 0; c < s->from; c++, from += s->in.c, put += PANEL) {
         store(put, load(from));
         store(put + WIDTH, load(from + WIDTH));
       }
     } else {
-      for (int c = 0; c < s->from; c++, from += s->in.c, put += PANEL)
-        for (int j = 0; j < many; j++) put[j] = from[j * s->in.w];
+      for (int c = 0; c < s->from; c++, from += s->in.c, put += PANEL) copy_channel(from, s->in.w, many, put);
     }
-    done += many;
   }
-  if (count % PANEL)
-    for (int c = 0; c < s->from; c++)
-      memset(to + (size_t)(count / PANEL) * panel + (size_t)c * PANEL + count % PANEL, 0,
-             (size_t)(PANEL - count % PANEL) * sizeof(float));
 }
 
 /* Pixels from q on as rows of channels c to end, `row` floats apart. */
@@ -131,6 +143,36 @@ static void clear_cells(const struct sizes *s, float *y, int q, int count, int c
   }
 }
 
+/* Fetching ------------------------------------------------------------------------------------------------------- */
+
+/* What the next block reads, a line of all its rows at a time: rows are pixels, or channels if pixels lie side by side. */
+struct ahead {
+  const float *at;
+  size_t step;
+  int lines;
+};
+
+/* `count` pixels from q on, channels c to `end`; what does not lie evenly is left out. */
+static struct ahead ahead_of(const struct sizes *s, const struct side *side, int q, int count, int c, int end) {
+  const struct layout *by = side->by;
+  long at;
+  if (count <= 0) return (struct ahead){side->at, 0, 0};
+  const int run = run_of(s, by, q, count, &at);
+  const float *from = side->at + at + c * by->c;
+  return by->c == 1 ? (struct ahead){from, (size_t)by->w, times(end - c, LINE)}
+                    : (struct ahead){from, (size_t)by->c, times(run * (int)by->w, LINE)};
+}
+
+/* What call number `call` of `calls` fetches, so that the lines of both are spread evenly: a burst of them would wait for
+   memory. Sets the step. */
+static const float *share_of(const struct ahead *one, const struct ahead *two, int call, int calls, struct product *p) {
+  const int lines = one->lines + two->lines, line = part_of(lines, calls, call);
+  const struct ahead *of = line < one->lines ? one : two;
+  const int fetches = part_of(lines, calls, call + 1) > line;
+  p->fetch = fetches ? of->step : 0;
+  return fetches ? of->at + (line - (of == two ? one->lines : 0)) * LINE : one->at;
+}
+
 /* Forward -------------------------------------------------------------------------------------------------------- */
 
 /* What all tasks of a call share. `blocks` of the pixels, each in `parts` of the panels or rows of filters. `w`: filters,
@@ -147,7 +189,8 @@ struct call {
 static void by_pixels(const struct call *call, int q, int end, int panel, int last, float *own) {
   const struct sizes *s = call->s;
   const size_t of_panel = (size_t)s->from * PANEL;
-  struct product p = {.a_row = (size_t)s->in.w, .a_deep = 1, .b_row = PANEL, .depth = s->from, .start = OF_COLUMNS};
+  struct product p = {.a_row = (size_t)s->in.w, .a_deep = 1, .b_row = PANEL, .fetch = LINE,
+                      .depth = s->from, .start = OF_COLUMNS};
   const float *x = own;
   long at, to;
   if (run_of(s, &s->in, q, end - q, &at) == end - q) {
@@ -202,6 +245,9 @@ static void by_planes(const struct call *call, int q, int end, int filter, int l
   const struct sizes *s = call->s;
   struct product p = {.a_row = call->w_row, .a_deep = 1, .b_row = PANEL, .depth = s->from, .start = OF_ROWS};
   const int groups = times(last - filter, rows_for(PANEL));
+  const struct side images = {call->x, &s->in, s->from};
+  const struct ahead ahead = ahead_of(s, &images, end, smaller(end - q, num_pixels(s) - end), 0, s->from), none = {0};
+  const int blocks = times(end - q, PANEL);
   pack_pixels(s, call->x, q, end - q, own);
   for (int g = 0, first = filter, next; g < groups; g++, first = next) {
     next = filter + part_of(last - filter, groups, g + 1);
@@ -211,13 +257,14 @@ static void by_planes(const struct call *call, int q, int end, int filter, int l
       const float *b = own + (size_t)(pixel - q) * (size_t)s->from;
       long to;
       p.columns = smaller(PANEL, end - pixel);
+      const float *fetched = share_of(&ahead, &none, g * blocks + (pixel - q) / PANEL, groups * blocks, &p);
       if (s->out.w == 1 && run_of(s, &s->out, pixel, p.columns, &to) == p.columns) {
         p.c_row = (size_t)s->out.c, p.past = call->past;
-        multiply_few(&p, next - first, a, b, call->y + to + first * s->out.c, start, a + 6 * p.a_row);
+        multiply_few(&p, next - first, a, b, call->y + to + first * s->out.c, start, fetched);
       } else {
         float aside[8 * PANEL] __attribute__((aligned(64)));
         p.c_row = PANEL, p.past = 0;
-        multiply_few(&p, next - first, a, b, aside, start, a + 6 * p.a_row);
+        multiply_few(&p, next - first, a, b, aside, start, fetched);
         scatter(s, aside, next - first, pixel, p.columns, call->y, first);
       }
     }
@@ -299,120 +346,154 @@ int convoy_pointwise(const float *x, const struct sizes *s, const struct filters
 
 /* Weight gradient ------------------------------------------------------------------------------------------------ */
 
-/* Sums of products over pixels, [slice][to][row]: tiles of (to_step, from_step) channels are made apart. */
+/* Sums of products over pixels, [slice][channel of rows][row]: the rows' side is the one with more channels, which costs
+   less to prepare. Tiles of them are summed apart. */
 struct gradient {
   const struct sizes *s;
-  const float *x, *dy;
+  struct side rows, columns;
   float *sums;
   size_t row, sum;
-  int slices, tiles_to, tiles_from;
+  int slices, tiles_down, tiles_across;
 };
 
-/* Channels c to `end` of pixels from q on: [panel][pixel][PANEL], zeros behind the last. */
-static void pack_channels(const struct sizes *s, const float *x, int q, int count, int c, int end, float *to) {
+/* Channels c to `end` of pixels from q on, where they lie or copied, pixels side by side and `*row` from a channel to the
+   next. */
+static const float *by_channels(const struct sizes *s, const struct side *side, int q, int count, int c, int end,
+                                float *own, size_t *row) {
+  const struct layout *by = side->by;
+  long at;
+  *row = (size_t)by->c;
+  if (by->w == 1 && run_of(s, by, q, count, &at) == count) return side->at + at + c * by->c;
+  *row = apart((size_t)count);
+  for (int done = 0, run; done < count; done += run) {
+    run = run_of(s, by, q + done, count - done, &at);
+    for (int i = c; i < end; i++)
+      copy_channel(side->at + at + i * by->c, by->w, run, own + (size_t)(i - c) * *row + done);
+  }
+  return own;
+}
+
+/* Channels c to `end` of pixels from q on: [panel][pixel][PANEL], zeros behind the last. `aside`: room for a panel. */
+static void pack_channels(const struct sizes *s, const struct side *side, int q, int count, int c, int end, float *to,
+                          float *aside) {
+  const struct layout *by = side->by;
   for (; c < end; c += PANEL, to += (size_t)count * PANEL) {
     const int many = smaller(PANEL, end - c);
     if (many < PANEL) memset(to, 0, (size_t)count * PANEL * sizeof(float));
+    if (by->c != 1) {
+      size_t row;
+      const float *from = by_channels(s, side, q, count, c, c + many, aside, &row);
+      transpose(from, row, (size_t)many, (size_t)count, to, PANEL);
+      continue;
+    }
     for (int done = 0, run; done < count; done += run) {
       long at;
-      run = run_of(s, &s->in, q + done, count - done, &at);
-      const float *from = x + at + c * s->in.c;
+      run = run_of(s, by, q + done, count - done, &at);
+      const float *from = side->at + at + c;
       float *put = to + (size_t)done * PANEL;
-      if (s->in.c == 1 && many == PANEL) {
-        for (int i = 0; i < run; i++, from += s->in.w, put += PANEL) {
-          store(put, load(from));
-          store(put + WIDTH, load(from + WIDTH));
-        }
-      } else if (s->in.c == 1) {
-        for (int i = 0; i < run; i++) memcpy(put + (size_t)i * PANEL, from + i * s->in.w, (size_t)many * sizeof(float));
-      } else if (s->in.w == 1) {
-        transpose(from, (size_t)s->in.c, (size_t)many, (size_t)run, put, PANEL);
-      } else {
-        for (int j = 0; j < many; j++)
-          for (int i = 0; i < run; i++) put[(size_t)i * PANEL + (size_t)j] = from[j * s->in.c + i * s->in.w];
+      for (int i = 0; i < run; i++, from += by->w, put += PANEL) copy_channel(from, 1, many, put);
+    }
+  }
+}
+
+/* Channels k to `end` of the rows' side at pixels from q on, where they lie or copied: the first factor. */
+static const float *first_factor(const struct gradient *g, int q, int count, int k, int end, float *own,
+                                 struct product *p) {
+  const struct layout *by = g->rows.by;
+  long at;
+  p->a_row = p->a_deep = 1;
+  if (by->c != 1) return by_channels(g->s, &g->rows, q, count, k, end, own, &p->a_row);
+  p->a_deep = (size_t)by->w;
+  if (by->w % 1024 && run_of(g->s, by, q, count, &at) == count) return g->rows.at + at + k;
+  p->a_deep = apart((size_t)(end - k));
+  copy_rows(g->s, by, g->rows.at, q, count, k, end, own, p->a_deep);
+  return own;
+}
+
+/* Where the block ends that begins at pixel q of a slice: at most PIXELS on, and not beyond an image that is large. */
+static int block_end(const struct sizes *s, int q, int stop) {
+  const int image = s->h * s->w, left = smaller(stop, image < PIXELS / 2 ? stop : (q / image + 1) * image) - q;
+  return q + times(left, times(left, PIXELS));
+}
+
+static void sum_tile(const struct gradient *g, int slice, int down, int across, float *own) {
+  const struct sizes *s = g->s;
+  const int k = part_of(g->rows.channels, g->tiles_down, down), last = part_of(g->rows.channels, g->tiles_down, down + 1);
+  const int all = panels(g->columns.channels), c = part_of(all, g->tiles_across, across) * PANEL;
+  const int end = smaller(g->columns.channels, part_of(all, g->tiles_across, across + 1) * PANEL);
+  const int begin = part_of(num_pixels(s), g->slices, slice), stop = part_of(num_pixels(s), g->slices, slice + 1);
+  float *packed = own + PANEL * (PIXELS + PANEL), *copied = packed + (TILE + PANEL) * PIXELS;
+  float *sum = g->sums + (size_t)slice * g->sum + (size_t)k * g->row + (size_t)c;
+  for (int q = begin, next; q < stop; q = next) {
+    next = block_end(s, q, stop);
+    const int coming = next < stop ? block_end(s, next, stop) - next : 0;
+    const struct ahead rows = ahead_of(s, &g->rows, next, coming, k, last);
+    const struct ahead columns = ahead_of(s, &g->columns, next, coming, c, end);
+    struct product p = {.b_row = PANEL, .c_row = g->row, .depth = next - q, .start = q > begin ? PLACE : NOTHING};
+    pack_channels(s, &g->columns, q, next - q, c, end, packed, own);
+    const float *a = first_factor(g, q, next - q, k, last, copied, &p);
+    for (int panel = 0; panel < panels(end - c); panel++) {
+      const float *b = packed + (size_t)(panel * (next - q)) * PANEL;
+      p.columns = smaller(PANEL, end - c - panel * PANEL);
+      const int groups = times(last - k, rows_for(p.columns));
+      for (int group = 0, first = 0, after; group < groups; group++, first = after) {
+        after = part_of(last - k, groups, group + 1);
+        const float *fetched =
+            share_of(&rows, &columns, panel * groups + group, panels(end - c) * groups, &p);
+        multiply_few(&p, after - first, a + (size_t)first * p.a_row, b, sum + (size_t)first * g->row + panel * PANEL, NULL,
+                     fetched);
       }
     }
   }
 }
 
-/* Channels k to `end` of the results' gradient at pixels from q on, where they lie or copied: the first factor. */
-static const float *slopes(const struct gradient *g, int q, int count, int k, int end, float *own, struct product *p) {
-  const struct sizes *s = g->s;
-  long at;
-  if (s->out.c == 1) {
-    p->a_row = 1, p->a_deep = apart((size_t)(end - k));
-    copy_rows(s, &s->out, g->dy, q, count, k, end, own, p->a_deep);
-    return own;
-  }
-  p->a_row = (size_t)s->out.c, p->a_deep = 1;
-  if (run_of(s, &s->out, q, count, &at) == count && s->out.w == 1) return g->dy + at + k * s->out.c;
-  p->a_row = apart((size_t)count);
-  for (int done = 0, many; done < count; done += many) {
-    many = run_of(s, &s->out, q + done, count - done, &at);
-    for (int i = k; i < end; i++)
-      for (int j = 0; j < many; j++)
-        own[(size_t)(i - k) * p->a_row + (size_t)(done + j)] = g->dy[at + i * s->out.c + j * s->out.w];
-  }
-  return own;
-}
-
-static void sum_tile(const struct gradient *g, int slice, int of_to, int of_from, float *own) {
-  const struct sizes *s = g->s;
-  const int k = part_of(s->to, g->tiles_to, of_to), last = part_of(s->to, g->tiles_to, of_to + 1);
-  const int c = part_of(panels(s->from), g->tiles_from, of_from) * PANEL;
-  const int end = smaller(s->from, part_of(panels(s->from), g->tiles_from, of_from + 1) * PANEL);
-  const int begin = part_of(num_pixels(s), g->slices, slice), stop = part_of(num_pixels(s), g->slices, slice + 1);
-  const int blocks = times(stop - begin, PIXELS);
-  float *packed = own, *copied = own + (size_t)panels(end - c) * PANEL * PIXELS;
-  float *sum = g->sums + (size_t)slice * g->sum + (size_t)k * g->row + (size_t)c;
-  for (int block = 0, q = begin, next; block < blocks; block++, q = next) {
-    next = begin + part_of(stop - begin, blocks, block + 1);
-    struct product p = {.b_row = PANEL, .c_row = g->row, .depth = next - q, .start = block ? PLACE : NOTHING};
-    pack_channels(s, g->x, q, next - q, c, end, packed);
-    const float *a = slopes(g, q, next - q, k, last, copied, &p);
-    for (int panel = 0; panel < panels(end - c); panel++) {
-      p.columns = smaller(PANEL, end - c - panel * PANEL);
-      const float *b = packed + (size_t)(panel * (next - q)) * PANEL;
-      multiply_all(&p, last - k, a, b, sum + panel * PANEL, b + (size_t)(next - q) * PANEL);
+/* Rows from `first` on of all slices -> dw (rows, columns), or (columns, rows) if it is `turned`. */
+static void add_slices(const struct gradient *g, int first, int rows, int turned, float *dw) {
+  const size_t columns = (size_t)g->columns.channels;
+  float *sum = g->sums + (size_t)first * g->row;
+  for (size_t r = 0; r < (size_t)rows; r++)
+    for (size_t c = 0; c < columns; c += WIDTH) {
+      float *at = sum + r * g->row + c;
+      vec total = load(at);
+      for (size_t slice = 1; slice < (size_t)g->slices; slice++) total += load(at + slice * g->sum);
+      store(at, total);
     }
-  }
-}
-
-static void add_slices(const struct gradient *g, int k, float *dw) {
-  const int channels = g->s->from;
-  for (int c = 0; c < channels; c += WIDTH) {
-    const float *from = g->sums + (size_t)k * g->row + (size_t)c;
-    vec total = load(from);
-    for (size_t slice = 1; slice < (size_t)g->slices; slice++) total += load(from + slice * g->sum);
-    store_part(dw + (size_t)k * (size_t)channels + (size_t)c, total, smaller(WIDTH, channels - c));
-  }
+  if (turned)
+    transpose(sum, g->row, (size_t)rows, columns, dw + first, (size_t)g->rows.channels);
+  else
+    for (size_t r = 0; r < (size_t)rows; r++)
+      memcpy(dw + ((size_t)first + r) * columns, sum + r * g->row, columns * sizeof(float));
 }
 
 /* x (n, from, ...), dy (n, to, ...) -> dw (to, from). Returns DONE or NO_MEMORY. */
 int convoy_pointwise_weight_gradient(const float *x, const struct sizes *s, const float *dy, float *dw, int threads) {
-  struct gradient g = {.s = s, .x = x, .dy = dy, .row = apart((size_t)panels(s->from) * PANEL)};
-  g.sum = g.row * (size_t)s->to;
-  g.tiles_to = times(s->to, TILE);
-  g.tiles_from = times(s->from, TILE);
+  const struct side images = {x, &s->in, s->from}, results = {dy, &s->out, s->to};
+  const int turned = s->from > s->to, some = 16;
+  struct gradient g = {.s = s, .rows = turned ? images : results, .columns = turned ? results : images};
+  g.row = apart((size_t)panels(g.columns.channels) * PANEL);
+  g.sum = g.row * (size_t)g.rows.channels;
+  g.tiles_down = times(g.rows.channels, TILE);
+  g.tiles_across = times(g.columns.channels, TILE);
   const int worth = smaller(num_pixels(s) / SLICE, (int)(SUMS / g.sum));
-  g.slices = larger(1, smaller(worth, times(TASKS, g.tiles_to * g.tiles_from)));
+  g.slices = larger(1, smaller(worth, times(TASKS, g.tiles_down * g.tiles_across)));
   g.sums = scratch(FILTERS, (size_t)g.slices * g.sum);
   if (!g.sums) return NO_MEMORY;
   int failed = DONE;
 #pragma omp parallel num_threads(threads)
   {
-    float *own = scratch(OWN, 2 * (TILE + PANEL) * (size_t)(PIXELS + PANEL));
+    float *own = scratch(OWN, PANEL * (PIXELS + PANEL) + (TILE + PANEL) * PIXELS + (TILE + PANEL) * (PIXELS + PANEL));
     if (!own) {
 #pragma omp atomic write
       failed = NO_MEMORY;
     }
 #pragma omp for schedule(dynamic) collapse(3)
     for (int slice = 0; slice < g.slices; slice++)
-      for (int to = 0; to < g.tiles_to; to++)
-        for (int from = 0; from < g.tiles_from; from++)
-          if (own) sum_tile(&g, slice, to, from, own);
+      for (int down = 0; down < g.tiles_down; down++)
+        for (int across = 0; across < g.tiles_across; across++)
+          if (own) sum_tile(&g, slice, down, across, own);
 #pragma omp for schedule(static)
-    for (int k = 0; k < s->to; k++) add_slices(&g, k, dw);
+    for (int k = 0; k < g.rows.channels; k += some)
+      add_slices(&g, k, smaller(some, g.rows.channels - k), turned, dw);
   }
   return failed;
 }

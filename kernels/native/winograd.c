@@ -421,8 +421,8 @@ int convoy_winograd(const float *x, const struct sizes *s, const struct filters 
 /* Pixels v[tile][v_row] and gradients g[tile][g_row] of one point -> sum[c][row], of channels from `c` to `end`. */
 static void sum_products(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, int c, int end,
                          int of_panels, float *sum, size_t row, int add) {
-  const struct product p = {.a_row = 1, .a_deep = v_row, .b_row = g_row, .c_row = row, .depth = tiles,
-                            .columns = PANEL, .start = add ? PLACE : NOTHING};
+  const struct product p = {.a_row = 1, .a_deep = v_row, .b_row = g_row, .c_row = row, .fetch = 0,
+                            .depth = tiles, .columns = PANEL, .start = add ? PLACE : NOTHING};
   for (int panel = 0; panel < of_panels; panel++)
     multiply_all(&p, end - c, v + c, g + panel * PANEL, sum + (size_t)c * row + panel * PANEL, NULL);
 }

@@ -14,6 +14,7 @@
 #define _GNU_SOURCE
 #include "gemm.h"
 
+#define CACHE_2 (1 << 18)         /* floats of a core's second cache */
 #define CACHE_3 (16 << 20)        /* bytes of the third cache that one call may count on */
 #define BLOCK (64 << 10)          /* floats of images that stay in the second cache */
 #define TASKS 16                  /* at least, if there is enough for so many: not by threads */
@@ -145,32 +146,33 @@ static void clear_cells(const struct sizes *s, float *y, int q, int count, int c
 
 /* Fetching ------------------------------------------------------------------------------------------------------- */
 
-/* What the next block reads, a line of all its rows at a time: rows are pixels, or channels if pixels lie side by side. */
+/* What is read soon, in parts that one call fetches each: parts are `next` floats apart, their lines `step`. */
 struct ahead {
   const float *at;
-  size_t step;
-  int lines;
+  size_t step, next;
+  int parts;
 };
 
-/* `count` pixels from q on, channels c to `end`; what does not lie evenly is left out. */
+/* What the next block reads: `count` pixels from q on, channels c to `end`, a line of every pixel at a time, or of every
+   channel if pixels lie side by side. What does not lie evenly is left out. */
 static struct ahead ahead_of(const struct sizes *s, const struct side *side, int q, int count, int c, int end) {
   const struct layout *by = side->by;
   long at;
-  if (count <= 0) return (struct ahead){side->at, 0, 0};
+  if (count <= 0) return (struct ahead){side->at, 0, 0, 0};
   const int run = run_of(s, by, q, count, &at);
   const float *from = side->at + at + c * by->c;
-  return by->c == 1 ? (struct ahead){from, (size_t)by->w, times(end - c, LINE)}
-                    : (struct ahead){from, (size_t)by->c, times(run * (int)by->w, LINE)};
+  return by->c == 1 ? (struct ahead){from, (size_t)by->w, LINE, times(end - c, LINE)}
+                    : (struct ahead){from, (size_t)by->c, LINE, times(run * (int)by->w, LINE)};
 }
 
-/* What call number `call` of `calls` fetches, so that the lines of both are spread evenly: a burst of them would wait for
+/* What call number `call` of `calls` fetches, so that the parts of both are spread evenly: a burst of them would wait for
    memory. Sets the step. */
 static const float *share_of(const struct ahead *one, const struct ahead *two, int call, int calls, struct product *p) {
-  const int lines = one->lines + two->lines, line = part_of(lines, calls, call);
-  const struct ahead *of = line < one->lines ? one : two;
-  const int fetches = part_of(lines, calls, call + 1) > line;
+  const int parts = one->parts + two->parts, part = part_of(parts, calls, call);
+  const struct ahead *of = part < one->parts ? one : two;
+  const int fetches = part_of(parts, calls, call + 1) > part;
   p->fetch = fetches ? of->step : 0;
-  return fetches ? of->at + (line - (of == two ? one->lines : 0)) * LINE : one->at;
+  return fetches ? of->at + (size_t)(part - (of == two ? one->parts : 0)) * of->next : one->at;
 }
 
 /* Forward -------------------------------------------------------------------------------------------------------- */
@@ -182,15 +184,14 @@ struct call {
   const float *x, *w, *bias;
   float *y;
   size_t w_row;
-  int blocks, parts, past;
+  int blocks, parts, past, many_filters;
 };
 
 /* Channels side by side: pixels from q to `end` by panels from `panel` to `last`. */
 static void by_pixels(const struct call *call, int q, int end, int panel, int last, float *own) {
   const struct sizes *s = call->s;
   const size_t of_panel = (size_t)s->from * PANEL;
-  struct product p = {.a_row = (size_t)s->in.w, .a_deep = 1, .b_row = PANEL, .fetch = LINE,
-                      .depth = s->from, .start = OF_COLUMNS};
+  struct product p = {.a_row = (size_t)s->in.w, .a_deep = 1, .b_row = PANEL, .depth = s->from, .start = OF_COLUMNS};
   const float *x = own;
   long at, to;
   if (run_of(s, &s->in, q, end - q, &at) == end - q) {
@@ -200,14 +201,19 @@ static void by_pixels(const struct call *call, int q, int end, int panel, int la
     copy_rows(s, &s->in, call->x, q, end - q, 0, s->from, own, p.a_row);
   }
   if (s->cell_h * s->cell_w > 1) clear_cells(s, call->y, q, end - q, panel * PANEL, smaller(s->to, last * PANEL));
+  const size_t some = (size_t)s->from * LINE;
+  const int begin = panel, coming = x == own ? 0 : times(end - q, LINE);
   for (; panel < last; panel++) {
     const float *b = call->w + (size_t)panel * of_panel, *start = call->bias + panel * PANEL;
+    const int done = part_of(coming, last - begin, panel - begin), next_done = part_of(coming, last - begin, panel + 1 - begin);
+    const struct ahead filters = {b + of_panel, LINE, some, call->many_filters && panel + 1 < last ? 2 : 0};
+    const struct ahead images = {x + (size_t)(end - q) * p.a_row + (size_t)done * some, LINE, some, next_done - done};
     p.columns = smaller(PANEL, s->to - panel * PANEL);
     const int groups = times(end - q, rows_for(p.columns));
     for (int g = 0, first = 0, next; g < groups; g++, first = next) {
       next = part_of(end - q, groups, g + 1);
       const float *a = x + (size_t)first * p.a_row;
-      const float *fetched = g < 2 ? b + of_panel + g * s->from * LINE : a + (size_t)(end - q) * p.a_row;
+      const float *fetched = share_of(&filters, &images, g, groups, &p);
       if (run_of(s, &s->out, q + first, next - first, &to) == next - first) {
         p.c_row = (size_t)s->out.w, p.past = call->past;
         multiply_few(&p, next - first, a, b, call->y + to + panel * PANEL, start, fetched);
@@ -271,13 +277,14 @@ static void by_planes(const struct call *call, int q, int end, int filter, int l
   }
 }
 
-/* Blocks of pixels, and parts of the filters if there are few of them. */
-static void plan(struct call *call, int unit) {
+/* Blocks of pixels, and parts of the filters if there are few of them: `least` filters are worth a part. */
+static void plan(struct call *call, int unit, int least) {
   const struct sizes *s = call->s;
-  const int units = times(num_pixels(s), unit), filters = times(s->to, unit == PANEL ? 6 : PANEL);
-  const int most = smaller(smaller(units, larger(1, BLOCK / (s->from * unit))), larger(1, 192 / unit));
-  call->blocks = larger(times(units, most), smaller(units, TASKS));
-  call->parts = larger(1, smaller(filters / 4, times(TASKS, call->blocks)));
+  const int units = times(num_pixels(s), unit);
+  const int most = smaller(larger(1, BLOCK / (s->from * unit)), 192 / unit);
+  call->blocks = times(units, most);
+  call->parts = larger(1, smaller(s->to / least, times(TASKS, call->blocks)));
+  call->blocks = larger(call->blocks, smaller(units, times(TASKS, call->parts)));
 }
 
 /* Whether results go past the caches: they are many, and whole lines. */
@@ -315,9 +322,10 @@ int convoy_pointwise(const float *x, const struct sizes *s, const struct filters
   memset(shared, 0, starts * sizeof(float));
   if (bias) memcpy(shared, bias, (size_t)s->to * sizeof(float));
   struct call call = {.s = s, .x = x, .w = weights, .bias = shared, .y = y, .past = goes_past(s, y)};
+  call.many_filters = starts * (size_t)s->from > CACHE_2 / 4;
   call.w_row = apart((size_t)s->from);
   if (!nhwc && w->from == 1) call.w = w->at, call.w_row = (size_t)w->to;
-  plan(&call, unit);
+  plan(&call, unit, nhwc ? 4 * PANEL : 256);
   const int units = times(num_pixels(s), unit), filters = nhwc ? panels(s->to) : s->to;
   const size_t most = (size_t)(times(units, call.blocks) * unit);
   int failed = DONE;

@@ -18,8 +18,8 @@
 #define CACHE_3 (16 << 20)        /* bytes of the third cache that one call may count on */
 #define BLOCK (64 << 10)          /* floats of images that stay in the second cache */
 #define TASKS 16                  /* at least, if there is enough for so many: not by threads */
-#define TILE 256                  /* channels of a tile of the weight's gradient, at most */
-#define PIXELS 256                /* summed at a time */
+#define TILE 384                  /* channels of a tile of the weight's gradient, at most */
+#define PIXELS 128                /* summed at a time */
 #define SLICE 512                 /* pixels that are worth a sum of their own */
 #define SUMS (32 << 20)           /* floats that all sums may take */
 

@@ -13,9 +13,10 @@ from kernels.native.vectors import Layout, are_taken, in_lines, load_kernel, unl
 from kernels.shapes import Pair
 from kernels.winograd_code import transforms
 
-# Bytes of transformed pixels of all tiles up to which filters are taken in turn, if they are larger than that cache;
-# bytes between image and result for which a block of tiles is made, and the tiles that it has at least and at most.
-_FEW_PIXELS, _MANY_FILTERS, _BLOCK, _FEWEST, _MOST = 12 * 2**20, 2**20, 3 * 2**19, 14, 56
+# Tiles that a block has at least and at most, and bytes between image and result that it may take in between. Fewer
+# tiles for each thread than that, and filters are taken in turn if they are more than a core's second cache holds.
+_FEWEST, _MOST, _BLOCK = 28, 84, 9 * 2**18
+_FEW, _FILTERS_IN_CACHE = 12, 2**20
 
 
 def library_for(results: Pair, taps: Pair, *tensors: Tensor) -> ctypes.CDLL | None:
@@ -91,12 +92,14 @@ def weight_gradient(library: ctypes.CDLL, grads: Tensor, images: Tensor, corner:
 
 
 def _block(sizes: "_Sizes", results: Pair, taps: Pair) -> int:
-    """Tiles at a time, or 0 to take the filters in turn."""
+    """Tiles at a time, as many for each thread; 0 to take the filters in turn."""
     points = math.prod(m + r - 1 for m, r in zip(results, taps, strict=True))
     tiles = sizes.n * -(-sizes.out_h // results[0]) * -(-sizes.out_w // results[1])
-    if 4 * points * tiles * sizes.c <= _FEW_PIXELS and 4 * points * sizes.c * sizes.k > _MANY_FILTERS:
+    threads = torch.get_num_threads()
+    if tiles < _FEW * threads and 4 * points * sizes.c * sizes.k > _FILTERS_IN_CACHE:
         return 0
-    return min(_MOST, max(_FEWEST, _BLOCK // (4 * points * (sizes.c + sizes.k))))
+    most = min(_MOST, max(_FEWEST, _BLOCK // (4 * points * (sizes.c + sizes.k))))
+    return max(1, -(-tiles // (threads * -(-tiles // (threads * most)))))
 
 
 class _Sizes(ctypes.Structure):

@@ -27,15 +27,16 @@
 #define CACHE_2 (1 << 20)     /* bytes of a core's second cache */
 #define CACHE_3 (16 << 20)    /* bytes of the third that one call may count on */
 #define SOME_CHANNELS 16      /* transformed together when filters are read or written */
+#define AHEAD 4              /* tiles whose pixels are asked for in advance */
 #define SLICES 16             /* sums of weight gradients made apart, whatever the number of threads */
 #define SUMS (64 << 20)       /* bytes that these may take in all */
 #define TILES_OF_GRADIENT 512 /* at a time, where a sum is too large to have several */
 
 #define TRANSFORM(name, of_columns, of_rows, FROM_H, FROM_W, TO_H, TO_W)         \
   INLINE void name(const vec in[FROM_H][FROM_W], vec out[TO_H][TO_W]) {          \
-    vec half[TO_H][FROM_W];                                                      \
+    vec half[TO_H][FROM_W];                                          \
     UNROLL for (int j = 0; j < FROM_W; j++) {                                    \
-      vec column[FROM_H], made[TO_H];                                            \
+      vec column[FROM_H], made[TO_H];                    \
       UNROLL for (int i = 0; i < FROM_H; i++) column[i] = in[i][j];              \
       of_columns(column, made);                                                  \
       UNROLL for (int i = 0; i < TO_H; i++) half[i][j] = made[i];                \
@@ -220,6 +221,20 @@ static size_t strip_of(int side_h, int side_w, int out_w, int tiles, int channel
 SPREAD_TILE(spread_pixels, input_2d, SIDE_H, SIDE_W)
 SPREAD_TILE(spread_gradients, spread_2d, OUT_H, OUT_W)
 
+/* What a tile adds to the pixels of the one before it, asked for AHEAD of its turn: lines this far apart are no stream
+   that a CPU would see. */
+static void fetch_tile(const struct sizes *s, const float *x, int number) {
+  if (s->x.c != 1 || number >= num_tiles(s)) return;
+  const struct tile at = tile_at(s, number);
+  for (int i = 0; i < SIDE_H; i++)
+    for (int j = SIDE_W - OUT_W; j < SIDE_W; j++) {
+      const int row = at.row - s->top + i, column = at.column - s->left + j;
+      if (row < 0 || row >= s->h || column < 0 || column >= s->w) continue;
+      const float *pixel = x + at.n * s->x.n + row * s->x.h + column * s->x.w;
+      for (int c = 0; c < s->c; c += 16) __builtin_prefetch(pixel + c);
+    }
+}
+
 /* Tiles of pixels from `first` on -> v[point][tile][row_of(c)] */
 static void spread_images(const struct sizes *s, const float *x, int first, int count, float *v, size_t point,
                           float *strip, const float *zeros) {
@@ -231,6 +246,7 @@ static void spread_images(const struct sizes *s, const float *x, int first, int 
         viewed(x, &s->x, s->c, at.n, s->h, s->w, row, SIDE_H, column, many * OUT_W + SIDE_W - OUT_W, strip);
     for (int i = 0; i < many; i++) {
       const float *places[POINTS];
+      fetch_tile(s, x, first + t + i + AHEAD);
       pixels_at(places, SIDE_H, SIDE_W, &part, row, column + i * OUT_W, zeros);
       spread_pixels(places, s->c, v + (size_t)(t + i) * row_of(s->c), point);
     }
@@ -249,21 +265,6 @@ static void spread_results(const struct sizes *s, const float *dy, int first, in
       pixels_at(places, OUT_H, OUT_W, &part, at.row, at.column + i * OUT_W, zeros);
       spread_gradients(places, s->k, g + (size_t)(t + i) * row, point);
     }
-  }
-}
-
-/* What the next block reads, of a share of its tiles. */
-static void fetch_images(const struct sizes *s, const float *x, int first, int from, int to) {
-  if (s->x.c != 1) return;
-  for (int t = from; t < to; t++) {
-    const struct tile at = tile_at(s, first + t);
-    for (int i = 0; i < SIDE_H; i++)
-      for (int j = SIDE_W - OUT_W; j < SIDE_W; j++) {
-        const int row = at.row - s->top + i, column = at.column - s->left + j;
-        if (row < 0 || row >= s->h || column < 0 || column >= s->w) continue;
-        const float *pixel = x + at.n * s->x.n + row * s->x.h + column * s->x.w;
-        for (int c = 0; c < s->c; c += 16) __builtin_prefetch(pixel + c, 0, 2);
-      }
   }
 }
 
@@ -341,17 +342,12 @@ static int by_tiles(const struct sizes *s, const float *x, const float *u, const
 #pragma omp for schedule(dynamic)
   for (int b = 0; b < blocks; b++) {
     if (!v) continue;
-    const int first = b * block, count = smaller(block, all - first), next = first + count;
-    const int coming = smaller(block, all - next);
+    const int first = b * block, count = smaller(block, all - first);
     spread_images(s, x, first, count, v, v_point, strip, zeros);
     for (int p = 0; p < POINTS; p++) {
       const float *of_point = u + (size_t)p * u_point;
-      for (int panel = 0; panel < of_panels; panel++) {
-        const float *here = of_point + (size_t)panel * u_panel;
-        multiply_panel(v + (size_t)p * v_point, v_row, count, here, s->c, m + (size_t)p * m_point + panel * PANEL, m_row,
-                       panel + 1 < of_panels ? here + u_panel : p + 1 < POINTS ? of_point + u_point : u);
-      }
-      if (past) fetch_images(s, x, next, coming * p / POINTS, coming * (p + 1) / POINTS);
+      multiply(v + (size_t)p * v_point, v_row, count, of_point, u_panel, of_panels, s->c, m + (size_t)p * m_point,
+               m_row, p + 1 < POINTS ? of_point + u_point : u);
     }
     write_results(s, m, m_point, m_row, first, count, 0, s->k, bias, y, strip, past);
   }
@@ -361,9 +357,9 @@ static int by_tiles(const struct sizes *s, const float *x, const float *u, const
 /* All tiles, then panels of filters; part of a parallel region. `u`: transformed filters, or NULL to do it here. */
 static int by_filters(const struct sizes *s, const float *x, const struct filters *w, const float *u, const float *bias,
                       float *y, float *v, const float *zeros) {
-  const int all = num_tiles(s), across = tiles_across(s), some = across;
-  const size_t v_row = row_of(s->c), v_point = apart((size_t)all * v_row);
-  const size_t m_row = row_of(PANEL), m_point = apart((size_t)all * m_row), own = apart((size_t)s->c * PANEL);
+  const int all = num_tiles(s), some = tiles_across(s);
+  const size_t v_row = row_of(s->c), v_point = apart((size_t)all * v_row), own = apart((size_t)s->c * PANEL);
+  const size_t m_row = row_of(PANEL), m_point = apart((size_t)all * m_row);
   const size_t strips = strip_of(SIDE_H, SIDE_W, OUT_W, some, s->c) + strip_of(OUT_H, OUT_W, OUT_W, all, PANEL);
   float *m = scratch(TILES, POINTS * (m_point + (u ? 0 : own)) + strips);
   float *filters = m + POINTS * m_point, *strip = filters + (u ? 0 : POINTS * own);
@@ -379,7 +375,7 @@ static int by_filters(const struct sizes *s, const float *x, const struct filter
       transform_filters(w, panel * PANEL, s->k, c, smaller(SOME_CHANNELS, s->c - c), filters + (size_t)c * PANEL, own, 0);
     for (int p = 0; p < POINTS; p++)
       multiply_panel(v + (size_t)p * v_point, v_row, all, of_panel + (size_t)p * u_point, s->c,
-                     m + (size_t)p * m_point, m_row, p + 1 < POINTS ? of_panel + (size_t)(p + 1) * u_point : NULL);
+                     m + (size_t)p * m_point, m_row, of_panel + (size_t)(p + 1 < POINTS ? p + 1 : 0) * u_point);
     write_results(s, m, m_point, m_row, 0, all, panel * PANEL, smaller(PANEL, s->k - panel * PANEL), bias, y, strip, 0);
   }
   return m != NULL;

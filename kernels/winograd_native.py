@@ -37,7 +37,7 @@ def load_library(results: Pair = (4, 4), taps: Pair = (3, 3)) -> ctypes.CDLL:
     library = load_kernel("winograd", {"winograd_transforms.h": transforms(results, taps)})
     pointer, sizes, filters, number = ctypes.c_void_p, ctypes.POINTER(_Sizes), ctypes.POINTER(_Filters), ctypes.c_int
     library.convoy_winograd.argtypes = [pointer, sizes, filters, pointer, pointer, pointer, number, number]
-    library.convoy_winograd_weight_gradient.argtypes = [pointer, sizes, pointer, pointer, number, number]
+    library.convoy_winograd_weight_gradient.argtypes = [pointer, sizes, pointer, pointer, number]
     return library
 
 
@@ -85,7 +85,6 @@ def weight_gradient(library: ctypes.CDLL, grads: Tensor, images: Tensor, corner:
         ctypes.byref(_Sizes.of(places, slopes, corner)),
         slopes.data_ptr(),
         gradient.data_ptr(),
-        28,
         torch.get_num_threads(),
     )
     return unless(failed, gradient, "winograd")

@@ -24,24 +24,22 @@
 #define TAPS (TAPS_H * TAPS_W)
 #define UNROLL _Pragma("GCC unroll 8")
 
-#define CACHE_2 (1 << 20)     /* bytes of a core's second cache */
-#define CACHE_3 (16 << 20)    /* bytes of the third that one call may count on */
-#define SOME_CHANNELS 16      /* transformed together when filters are read or written */
-#define AHEAD 4              /* tiles whose pixels are asked for in advance */
-#define SLICES 16             /* sums of weight gradients made apart, whatever the number of threads */
-#define SUMS (64 << 20)       /* bytes that these may take in all */
-#define TILES_OF_GRADIENT 512 /* at a time, where a sum is too large to have several */
+#define CACHE_3 (16 << 20)      /* bytes of the third that one call may count on */
+#define SOME_CHANNELS 16        /* transformed together when filters are read or written */
+#define AHEAD 4                 /* tiles whose pixels are asked for in advance */
+#define TILES_OF_GRADIENT 128   /* at a time, of all threads */
+#define CHANNELS_OF_GRADIENT 96 /* of a point, that one thread takes */
 
-#define TRANSFORM(name, of_columns, of_rows, FROM_H, FROM_W, TO_H, TO_W)         \
-  INLINE void name(const vec in[FROM_H][FROM_W], vec out[TO_H][TO_W]) {          \
-    vec half[TO_H][FROM_W];                                          \
-    UNROLL for (int j = 0; j < FROM_W; j++) {                                    \
-      vec column[FROM_H], made[TO_H];                    \
-      UNROLL for (int i = 0; i < FROM_H; i++) column[i] = in[i][j];              \
-      of_columns(column, made);                                                  \
-      UNROLL for (int i = 0; i < TO_H; i++) half[i][j] = made[i];                \
-    }                                                                            \
-    UNROLL for (int i = 0; i < TO_H; i++) of_rows(half[i], out[i]);              \
+#define TRANSFORM(name, of_columns, of_rows, FROM_H, FROM_W, TO_H, TO_W) \
+  INLINE void name(const vec in[FROM_H][FROM_W], vec out[TO_H][TO_W]) {  \
+    vec half[TO_H][FROM_W];                                              \
+    UNROLL for (int j = 0; j < FROM_W; j++) {                            \
+      vec column[FROM_H], made[TO_H];                                    \
+      UNROLL for (int i = 0; i < FROM_H; i++) column[i] = in[i][j];      \
+      of_columns(column, made);                                          \
+      UNROLL for (int i = 0; i < TO_H; i++) half[i][j] = made[i];        \
+    }                                                                    \
+    UNROLL for (int i = 0; i < TO_H; i++) of_rows(half[i], out[i]);      \
   }
 TRANSFORM(input_2d, input_h, input_w, SIDE_H, SIDE_W, SIDE_H, SIDE_W)
 TRANSFORM(filter_2d, filter_h, filter_w, TAPS_H, TAPS_W, SIDE_H, SIDE_W)
@@ -202,21 +200,21 @@ static size_t strip_of(int side_h, int side_w, int out_w, int tiles, int channel
 }
 
 /* Channels of one tile, WIDTH at a time, to `to` + point * point_step; zeros behind the last. */
-#define SPREAD_TILE(name, two_d, FROM_H, FROM_W)                                                   \
-  INLINE void name(const float *const *px, int channels, float *to, size_t point_step) {          \
-    for (int c = 0; c < channels; c += WIDTH, to += WIDTH) {                                       \
-      vec in[FROM_H][FROM_W], out[SIDE_H][SIDE_W];                                                 \
-      if (c + WIDTH <= channels) {                                                                 \
-        UNROLL for (int i = 0; i < FROM_H; i++)                                                    \
-          UNROLL for (int j = 0; j < FROM_W; j++) in[i][j] = load(px[i * FROM_W + j] + c);         \
-      } else {                                                                                     \
-        for (int i = 0; i < FROM_H; i++)                                                           \
-          for (int j = 0; j < FROM_W; j++) in[i][j] = load_part(px[i * FROM_W + j] + c, channels - c); \
-      }                                                                                            \
-      two_d(in, out);                                                                              \
-      UNROLL for (int i = 0; i < SIDE_H; i++)                                                      \
+#define SPREAD_TILE(name, two_d, FROM_H, FROM_W)                                                              \
+  INLINE void name(const float *const *px, int channels, float *to, size_t point_step) {                      \
+    for (int c = 0; c < channels; c += WIDTH, to += WIDTH) {                                                  \
+      vec in[FROM_H][FROM_W], out[SIDE_H][SIDE_W];                                                            \
+      if (c + WIDTH <= channels) {                                                                            \
+        UNROLL for (int i = 0; i < FROM_H; i++)                                                               \
+          UNROLL for (int j = 0; j < FROM_W; j++) in[i][j] = load(px[i * FROM_W + j] + c);                    \
+      } else {                                                                                                \
+        for (int i = 0; i < FROM_H; i++)                                                                      \
+          for (int j = 0; j < FROM_W; j++) in[i][j] = load_part(px[i * FROM_W + j] + c, channels - c);        \
+      }                                                                                                       \
+      two_d(in, out);                                                                                         \
+      UNROLL for (int i = 0; i < SIDE_H; i++)                                                                 \
         UNROLL for (int j = 0; j < SIDE_W; j++) store(to + (size_t)(i * SIDE_W + j) * point_step, out[i][j]); \
-    }                                                                                              \
+    }                                                                                                         \
   }
 SPREAD_TILE(spread_pixels, input_2d, SIDE_H, SIDE_W)
 SPREAD_TILE(spread_gradients, spread_2d, OUT_H, OUT_W)
@@ -416,25 +414,25 @@ int convoy_winograd(const float *x, const struct sizes *s, const struct filters 
 /* Weight gradient ------------------------------------------------------------------------------------------------ */
 
 /* sum[ROWS][PANEL] (+)= v[t][ROWS] g[t][PANEL], summed over the tiles */
-#define SUM(ROWS)                                                                                                    \
+#define SUM(ROWS)                                                                                                       \
   static void sum_##ROWS(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, float *sum, size_t row, \
-                         int add) {                                                                                  \
-    vec acc[ROWS][2];                                                                                                \
-    for (size_t r = 0; r < ROWS; r++) {                                                                              \
-      acc[r][0] = add ? load(sum + r * row) : (vec){0};                                                              \
-      acc[r][1] = add ? load(sum + r * row + WIDTH) : (vec){0};                                                      \
-    }                                                                                                                \
-    for (int t = 0; t < tiles; t++, v += v_row, g += g_row) {                                                        \
-      const vec one = load(g), two = load(g + WIDTH);                                                                \
-      _Pragma("GCC unroll 8") for (int r = 0; r < ROWS; r++) {                                                       \
-        acc[r][0] += splat(v[r]) * one;                                                                              \
-        acc[r][1] += splat(v[r]) * two;                                                                              \
-      }                                                                                                              \
-    }                                                                                                                \
-    for (size_t r = 0; r < ROWS; r++) {                                                                              \
-      store(sum + r * row, acc[r][0]);                                                                               \
-      store(sum + r * row + WIDTH, acc[r][1]);                                                                       \
-    }                                                                                                                \
+                         int add) {                                                                                     \
+    vec acc[ROWS][2];                                                                                                   \
+    for (size_t r = 0; r < ROWS; r++) {                                                                                 \
+      acc[r][0] = add ? load(sum + r * row) : (vec){0};                                                                 \
+      acc[r][1] = add ? load(sum + r * row + WIDTH) : (vec){0};                                                         \
+    }                                                                                                                   \
+    for (int t = 0; t < tiles; t++, v += v_row, g += g_row) {                                                           \
+      const vec one = load(g), two = load(g + WIDTH);                                                                   \
+      _Pragma("GCC unroll 8") for (int r = 0; r < ROWS; r++) {                                                          \
+        acc[r][0] += splat(v[r]) * one;                                                                                 \
+        acc[r][1] += splat(v[r]) * two;                                                                                 \
+      }                                                                                                                 \
+    }                                                                                                                   \
+    for (size_t r = 0; r < ROWS; r++) {                                                                                 \
+      store(sum + r * row, acc[r][0]);                                                                                  \
+      store(sum + r * row + WIDTH, acc[r][1]);                                                                          \
+    }                                                                                                                   \
   }
 SUM(6) SUM(5) SUM(4) SUM(3) SUM(2) SUM(1)
 
@@ -455,90 +453,63 @@ static void sum_products(const float *v, size_t v_row, const float *g, size_t g_
 /* What is summed, and where: v[point][tile][v_row], g[point][tile][g_row], sum[point][c][g_row]. */
 struct gradient {
   const struct sizes *s;
-  int of_panels, slices;
-  size_t v_row, g_row, sum_point;
+  int tiles, of_panels; /* tiles at a time */
+  size_t v_row, g_row, v_point, g_point, sum_point;
 };
 
 static struct gradient gradient_of(const struct sizes *s) {
-  struct gradient a = {.s = s, .of_panels = panels(s->k), .v_row = row_of(s->c)};
+  const int across = tiles_across(s), lines = smaller(TILES_OF_GRADIENT / across, num_tiles(s) / across);
+  struct gradient a = {.s = s, .tiles = (lines > 1 ? lines : 1) * across, .of_panels = panels(s->k)};
+  a.v_row = row_of(s->c);
   a.g_row = row_of(a.of_panels * PANEL);
+  a.v_point = apart((size_t)a.tiles * a.v_row);
+  a.g_point = apart((size_t)a.tiles * a.g_row);
   a.sum_point = apart((size_t)s->c * a.g_row);
-  const size_t fit = SUMS / (POINTS * a.sum_point * sizeof(float));
-  const int worth = num_tiles(s) / 32;
-  a.slices = smaller(smaller(SLICES, (int)fit), worth) > 1 ? smaller(smaller(SLICES, (int)fit), worth) : 1;
   return a;
 }
 
 /* Gradients behind the last filter are read by whole panels: they must be numbers. */
-static void clear_behind(const struct gradient *a, float *g, size_t point, int tiles) {
+static void clear_behind(const struct gradient *a, float *g, int tiles) {
   const size_t used = (size_t)((a->s->k + WIDTH - 1) / WIDTH * WIDTH), left = (size_t)a->of_panels * PANEL - used;
   for (size_t p = 0; left && p < POINTS; p++)
-    for (int t = 0; t < tiles; t++) memset(g + p * point + (size_t)t * a->g_row + used, 0, left * sizeof(float));
+    for (int t = 0; t < tiles; t++) memset(g + p * a->g_point + (size_t)t * a->g_row + used, 0, left * sizeof(float));
 }
 
-/* A sum for each slice of the tiles; part of a parallel region. */
-static int sum_slices(const struct gradient *a, const float *x, const float *dy, float *sums, int block,
-                      const float *zeros) {
+/* The threads share tiles, then points and channels; part of a parallel region. Returns whether there was memory. */
+static int sum_gradients(const struct gradient *a, const float *x, const float *dy, float *v, float *g, float *sum,
+                         const float *zeros) {
   const struct sizes *s = a->s;
-  const size_t v_point = apart((size_t)block * a->v_row), g_point = apart((size_t)block * a->g_row);
-  const size_t strips = strip_of(SIDE_H, SIDE_W, OUT_W, block, s->c > s->k ? s->c : s->k);
-  float *v = scratch(TILES, POINTS * (v_point + g_point) + strips);
-  float *g = v + POINTS * v_point, *strip = g + POINTS * g_point;
-  const long all = num_tiles(s);
-#pragma omp for schedule(dynamic)
-  for (int slice = 0; slice < a->slices; slice++) {
-    const int begin = (int)(all * slice / a->slices), end = (int)(all * (slice + 1) / a->slices);
-    float *sum = sums + (size_t)slice * POINTS * a->sum_point;
-    for (int first = begin; v && first < end; first += block) {
-      const int count = smaller(block, end - first);
-      spread_images(s, x, first, count, v, v_point, strip, zeros);
-      spread_results(s, dy, first, count, g, g_point, a->g_row, strip, zeros);
-      clear_behind(a, g, g_point, count);
-      for (size_t p = 0; p < POINTS; p++)
-        sum_products(v + p * v_point, a->v_row, g + p * g_point, a->g_row, count, 0, s->c, a->of_panels,
-                     sum + p * a->sum_point, a->g_row, first > begin);
-    }
-  }
-  return v != NULL;
-}
-
-/* One sum, whose points and channels the threads share; part of a parallel region. */
-static int sum_together(const struct gradient *a, const float *x, const float *dy, float *sum, float *v, int block,
-                        const float *zeros) {
-  const struct sizes *s = a->s;
-  const int all = num_tiles(s), some = tiles_across(s), part = 96;
-  const size_t v_point = apart((size_t)block * a->v_row), g_point = apart((size_t)block * a->g_row);
-  float *g = v + POINTS * v_point;
+  const int all = num_tiles(s), some = tiles_across(s);
   float *strip = scratch(TILES, strip_of(SIDE_H, SIDE_W, OUT_W, some, s->c > s->k ? s->c : s->k));
-  for (int first = 0; first < all; first += block) {
-    const int count = smaller(block, all - first);
+  for (int first = 0; first < all; first += a->tiles) {
+    const int count = smaller(a->tiles, all - first);
 #pragma omp for schedule(static)
     for (int t = 0; t < count; t += some)
       if (strip) {
         const int many = smaller(some, count - t);
-        spread_images(s, x, first + t, many, v + (size_t)t * a->v_row, v_point, strip, zeros);
-        spread_results(s, dy, first + t, many, g + (size_t)t * a->g_row, g_point, a->g_row, strip, zeros);
-        clear_behind(a, g + (size_t)t * a->g_row, g_point, many);
+        float *gradients = g + (size_t)t * a->g_row;
+        spread_images(s, x, first + t, many, v + (size_t)t * a->v_row, a->v_point, strip, zeros);
+        spread_results(s, dy, first + t, many, gradients, a->g_point, a->g_row, strip, zeros);
+        clear_behind(a, gradients, many);
       }
 #pragma omp for schedule(static) collapse(2)
     for (int p = 0; p < POINTS; p++)
-      for (int c = 0; c < s->c; c += part)
-        sum_products(v + (size_t)p * v_point, a->v_row, g + (size_t)p * g_point, a->g_row, count, c,
-                     smaller(c + part, s->c), a->of_panels, sum + (size_t)p * a->sum_point, a->g_row, first > 0);
+      for (int c = 0; c < s->c; c += CHANNELS_OF_GRADIENT)
+        sum_products(v + (size_t)p * a->v_point, a->v_row, g + (size_t)p * a->g_point, a->g_row, count, c,
+                     smaller(c + CHANNELS_OF_GRADIENT, s->c), a->of_panels, sum + (size_t)p * a->sum_point, a->g_row,
+                     first > 0);
   }
   return strip != NULL;
 }
 
 /* The sums of WIDTH filters from `k` on and some channels, transformed back -> dw (k, c, TAPS_H, TAPS_W) */
-static void write_filters(const struct gradient *a, const float *sums, int k, int c, int count, float *dw) {
+static void write_filters(const struct gradient *a, const float *sum, int k, int c, int count, float *dw) {
   float taps[SOME_CHANNELS * TAPS * WIDTH] __attribute__((aligned(64)));
   for (int i = 0; i < count; i++) {
     vec in[SIDE_H][SIDE_W], out[TAPS_H][TAPS_W];
     for (size_t p = 0; p < POINTS; p++) {
-      const float *from = sums + p * a->sum_point + (size_t)(c + i) * a->g_row + (size_t)k;
-      vec total = load(from);
-      for (size_t slice = 1; slice < (size_t)a->slices; slice++) total += load(from + slice * POINTS * a->sum_point);
-      in[p / SIDE_W][p % SIDE_W] = total;
+      const float *from = sum + p * a->sum_point + (size_t)(c + i) * a->g_row + (size_t)k;
+      in[p / SIDE_W][p % SIDE_W] = load(from);
     }
     gradient_2d(in, out);
     for (int t = 0; t < TAPS; t++) store(taps + (i * TAPS + t) * WIDTH, out[t / TAPS_W][t % TAPS_W]);
@@ -548,30 +519,22 @@ static void write_filters(const struct gradient *a, const float *sums, int k, in
             dw + (size_t)k * filter + (size_t)c * TAPS, filter);
 }
 
-/* x (n, c, h, w), dy (n, k, out_h, out_w) -> dw (k, c, TAPS_H, TAPS_W). `block`: tiles at a time in a slice. Returns
-   DONE or NO_MEMORY. */
-int convoy_winograd_weight_gradient(const float *x, const struct sizes *s, const float *dy, float *dw, int block,
-                                    int threads) {
+/* x (n, c, h, w), dy (n, k, out_h, out_w) -> dw (k, c, TAPS_H, TAPS_W). Returns DONE or NO_MEMORY. */
+int convoy_winograd_weight_gradient(const float *x, const struct sizes *s, const float *dy, float *dw, int threads) {
   const struct gradient a = gradient_of(s);
-  const int together = smaller(TILES_OF_GRADIENT / tiles_across(s) * tiles_across(s), num_tiles(s));
-  const int chunk = together > 0 ? together : tiles_across(s);
   float *zeros = calloc((size_t)(s->c > s->k ? s->c : s->k) + WIDTH, sizeof(float));
-  float *sums = scratch(FILTERS, (size_t)a.slices * POINTS * a.sum_point), *shared = NULL;
-  if (a.slices == 1)
-    shared = scratch(SHARED, POINTS * (apart((size_t)chunk * a.v_row) + apart((size_t)chunk * a.g_row)));
-  int failed = !zeros || !sums || (a.slices == 1 && !shared);
+  float *sum = scratch(FILTERS, POINTS * a.sum_point), *v = scratch(SHARED, POINTS * (a.v_point + a.g_point));
+  int failed = !zeros || !sum || !v;
 #pragma omp parallel num_threads(threads) if (!failed)
   if (!failed) {
-    const int done = a.slices > 1 ? sum_slices(&a, x, dy, sums, block, zeros)
-                                  : sum_together(&a, x, dy, sums, shared, chunk, zeros);
-    if (!done) {
+    if (!sum_gradients(&a, x, dy, v, v + POINTS * a.v_point, sum, zeros)) {
 #pragma omp atomic write
       failed = 1;
     }
 #pragma omp for schedule(static) collapse(2)
     for (int k = 0; k < s->k; k += WIDTH)
       for (int c = 0; c < s->c; c += SOME_CHANNELS)
-        write_filters(&a, sums, k, c, smaller(SOME_CHANNELS, s->c - c), dw);
+        write_filters(&a, sum, k, c, smaller(SOME_CHANNELS, s->c - c), dw);
   }
   free(zeros);
   return failed ? NO_MEMORY : DONE;

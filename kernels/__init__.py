@@ -18,6 +18,7 @@ swap.py        a model's convolutions, computed by chosen algorithms
 dispatch.py    what 'auto' is, from a table
 tune.py        measures the table
 table.py       what was measured, and where it is kept
+memory.py      the memory that a call takes beside its tensors, measured
 passes.py      what an algorithm is
 shapes.py      the sizes of a convolution, and what they cost; UnsupportedShape
 layout.py      NCHW and NHWC

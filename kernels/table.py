@@ -11,7 +11,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class Row:
     """One pass of one convolution. `which`: forward, input_gradient or weight_gradient.
 
     `layout`: 'nchw' or 'nhwc', as the input or the output's gradient lay. `seconds`: the median of each algorithm that
-    takes the shape. `errors`: largest difference from float64 over the largest value. `algorithm`: the winner.
+    takes the shape. `errors`: largest difference from float64 over the largest value. `extra_bytes`: the memory that
+    each takes beside its tensors (`memory.py`); empty in tables of before that was measured. `algorithm`: the winner.
     """
 
     which: str
@@ -55,6 +56,7 @@ class Row:
     algorithm: str
     seconds: dict[str, float]
     errors: dict[str, float]
+    extra_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[Any, ...]:

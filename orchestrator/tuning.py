@@ -77,7 +77,7 @@ def printed(rows: list[Row], shapes: dict[str, ConvShape]) -> Printed:
     """The rows as people read them, and what a step's convolutions take in all, layers of one shape counted each."""
     layers = Counter(shapes.values())
     first = {shape: name for name, shape in reversed(shapes.items())}
-    columns = ("layer", "shape", "pass", "vendor, ms", "chosen", "ms", "ratio", "error")
+    columns = ("layer", "shape", "pass", "vendor, ms", "chosen", "ms", "ratio", "error", "extra MB")
     result = Printed(*columns, box=None, header_style="bold")
     for column in result.columns:
         column.no_wrap = True
@@ -94,6 +94,7 @@ def printed(rows: list[Row], shapes: dict[str, ConvShape]) -> Printed:
             f"{row.seconds[row.algorithm] * 1e3:.2f}",
             f"{row.ratio:.2f}",
             f"{row.errors[row.algorithm]:.0e}",
+            f"{row.extra_bytes[row.algorithm] / 1e6:.1f}" if row.extra_bytes else "",
         )
     vendor, chosen = (
         sum(layers[row.shape] * seconds for row, seconds in zip(rows, times, strict=True))
@@ -101,7 +102,7 @@ def printed(rows: list[Row], shapes: dict[str, ConvShape]) -> Printed:
     )
     result.add_section()
     ratio = f"{vendor / chosen:.2f}" if chosen else ""
-    result.add_row("in all", "", "", f"{vendor * 1e3:.2f}", "", f"{chosen * 1e3:.2f}", ratio, "")
+    result.add_row("in all", "", "", f"{vendor * 1e3:.2f}", "", f"{chosen * 1e3:.2f}", ratio, "", "")
     return result
 
 

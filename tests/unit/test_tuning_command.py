@@ -60,6 +60,7 @@ def test_every_layer_is_measured_and_kept_and_goes_into_the_run(tmp_path: Path) 
     printed = console.export_text()
     assert printed.count("forward") == len(rows) / 3
     assert "in all" in printed
+    assert "extra MB" in printed
 
     folder = RunFolder(str(tmp_path / "run"))
     folder.local.mkdir()

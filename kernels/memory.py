@@ -1,0 +1,52 @@
+"""How much memory a call takes beside its arguments and its result: a peak that is measured, not what a formula says.
+
+On a CPU: what PyTorch's allocator hands out, to PyTorch's own kernels too, and what native code works in. Not seen is
+what a library of the vendor's takes from the system by itself, such as the packed matrices of a matrix product.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import ProfilerConfig, ProfilerState
+
+from kernels.native.vectors import scratch_bytes
+
+
+def extra_bytes(call: Callable[[], Tensor], device: torch.device) -> int:
+    """The most bytes that were live at once during the call and were not before, less those of its result."""
+    scratch_bytes()
+    result, peak = _on_gpu(call, device) if device.type == "cuda" else _on_cpu(call)
+    return max(0, peak - result.numel() * result.element_size()) + scratch_bytes()
+
+
+def _on_gpu(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, int]:
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = call()
+    return result, torch.cuda.max_memory_allocated(device) - before
+
+
+def _on_cpu(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """By the profiler without Kineto, which takes 2 ms and says nothing on standard error."""
+    options = torch._C._profiler._ExperimentalConfig()
+    torch.autograd._enable_profiler_legacy(
+        ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, options)  # the second: memory
+    )
+    try:
+        result = call()
+    finally:
+        threads = torch.autograd._disable_profiler_legacy()
+    return result, sum(_peak([event.cpu_memory_usage() for event in events if _is_memory(event)]) for events in threads)
+
+
+def _is_memory(event: object) -> bool:
+    return event.kind() == "memory_alloc"
+
+
+def _peak(changes: list[int]) -> int:
+    live = peak = 0
+    for change in changes:
+        live += change
+        peak = max(peak, live)
+    return peak

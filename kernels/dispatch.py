@@ -14,12 +14,15 @@ from torch import Tensor
 from kernels.layout import layout_of
 from kernels.passes import AUTO, VENDOR, Choice
 from kernels.shapes import ConvShape
-from kernels.table import Device, Table
+from kernels.table import Device, Row, Table
 
 _WITHIN = 2
 
-# pass, shape without its batch, type, layout -> batch size -> algorithm; a process computes on one kind of device
-_entries: dict[tuple[Any, ...], dict[int, str]] = {}
+# pass, shape without its batch, type, layout -> batch size -> what was measured
+Entries = dict[tuple[Any, ...], dict[int, Row]]
+
+# a process computes on one kind of device
+_entries: Entries = {}
 
 
 def use(tables: Iterable[Table], device: torch.device) -> int:
@@ -28,9 +31,23 @@ def use(tables: Iterable[Table], device: torch.device) -> int:
     _resolved.cache_clear()
     here = Device.of(device)
     rows = [row for table in tables if table.device == here for row in table.rows]
-    for row in rows:
-        _entries.setdefault(_key(row.which, row.shape, row.dtype, row.layout), {})[row.shape.n] = row.algorithm
+    _entries.update(entries_of(rows))
     return len(rows)
+
+
+def entries_of(rows: Iterable[Row]) -> Entries:
+    """The rows as they are looked up."""
+    entries: Entries = {}
+    for row in rows:
+        entries.setdefault(_key(row.which, row.shape, row.dtype, row.layout), {})[row.shape.n] = row
+    return entries
+
+
+def found(entries: Entries, which: str, shape: ConvShape, dtype: torch.dtype, layout: str) -> Row | None:
+    """What was measured of this pass, with the nearest batch size if that is near enough."""
+    by_batch = entries.get(_key(which, shape, str(dtype).removeprefix("torch."), layout), {})
+    near = [n for n in by_batch if n <= _WITHIN * shape.n and shape.n <= _WITHIN * n]
+    return by_batch[min(near, key=lambda n: abs(n - shape.n))] if near else None
 
 
 def choose(which: str, shape: ConvShape, first: Tensor) -> str:
@@ -65,9 +82,8 @@ def _resolved(
 
 
 def _chosen(which: str, shape: ConvShape, dtype: torch.dtype, layout: str) -> str:
-    by_batch = _entries.get(_key(which, shape, str(dtype).removeprefix("torch."), layout), {})
-    near = [n for n in by_batch if n <= _WITHIN * shape.n and shape.n <= _WITHIN * n]
-    return by_batch[min(near, key=lambda n: abs(n - shape.n))] if near else VENDOR
+    row = found(_entries, which, shape, dtype, layout)
+    return row.algorithm if row else VENDOR
 
 
 def _key(which: str, shape: ConvShape, dtype: str, layout: str) -> tuple[Any, ...]:

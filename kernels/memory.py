@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import ProfilerConfig, ProfilerState
+from torch._C import _autograd, _profiler
 
 from kernels.native.vectors import scratch_bytes
 
@@ -28,20 +28,23 @@ def _on_gpu(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, i
 
 
 def _on_cpu(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """By the profiler without Kineto, which takes 2 ms and says nothing on standard error."""
-    options = torch._C._profiler._ExperimentalConfig()
-    torch.autograd._enable_profiler_legacy(
-        ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, options)  # the second: memory
+    """By PyTorch's older profiler: torch.profiler takes a second to start and writes to standard error."""
+    _autograd._enable_profiler_legacy(
+        _profiler.ProfilerConfig(
+            state=_profiler.ProfilerState.CPU,
+            report_input_shapes=False,
+            profile_memory=True,
+            with_stack=False,
+            with_flops=False,
+            with_modules=False,
+            experimental_config=_profiler._ExperimentalConfig(),
+        )
     )
     try:
         result = call()
     finally:
-        threads = torch.autograd._disable_profiler_legacy()
-    return result, sum(_peak([event.cpu_memory_usage() for event in events if _is_memory(event)]) for events in threads)
-
-
-def _is_memory(event: object) -> bool:
-    return event.kind() == "memory_alloc"
+        threads = _autograd._disable_profiler_legacy()
+    return result, sum(_peak([event.cpu_memory_usage() for event in events]) for events in threads)
 
 
 def _peak(changes: list[int]) -> int:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ class Device:
     name: str
     threads: int
     version: str
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
+        return f"{self.name}{threads}, torch {self.version}"
 
     @classmethod
     def of(cls, device: torch.device) -> "Device":
@@ -84,6 +88,12 @@ class Table:
         """With these rows, in place of those of the same pass, shape, type and layout."""
         by_key = {row.key: row for row in (*self.rows, *rows)}
         return dataclasses.replace(self, rows=tuple(by_key.values()))
+
+    def only(self, shapes: Iterable[ConvShape]) -> "Table":
+        """The rows of these convolutions, at any batch size."""
+        wanted = {dataclasses.replace(shape, n=0) for shape in shapes}
+        rows = tuple(row for row in self.rows if dataclasses.replace(row.shape, n=0) in wanted)
+        return dataclasses.replace(self, rows=rows)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from rich.table import Table as Printed
 
-from kernels import table, tune
+from kernels import dispatch, table, tune
 from kernels.algorithms import ALGORITHMS
 from kernels.native.build import NotBuilt
 from kernels.passes import AUTO, VENDOR
 from kernels.shapes import ConvShape
 from kernels.swap import replace_convs
-from kernels.table import Device, Row
+from kernels.table import Device, Row, Table
 from orchestrator.config.experiment import Experiment
 from orchestrator.errors import InputError
 from orchestrator.models.zoo import outline
@@ -39,14 +39,17 @@ def check_kernels(experiment: Experiment, width: int) -> dict[str, str]:
         raise InputError(f"kernels: {error}") from error
 
 
-def kernel_tables(experiment: Experiment, folder: RunFolder) -> tuple[dict[str, Any], ...]:
+def kernel_tables(experiment: Experiment, plan: Plan, folder: RunFolder) -> tuple[dict[str, Any], ...]:
     """What a run's workers choose by, whatever their device: of the run's start, so that it goes on as it began."""
     if AUTO not in experiment.kernels.values():
         return ()
     path = folder.local / FILE
     if not path.exists():
-        folder.write(FILE, json.dumps([each.to_json() for each in table.all_stored()]))
-    return tuple(json.loads(path.read_text()))
+        shapes = layer_shapes(experiment, plan)
+        tables = [each.only(shapes.values()) for each in table.all_stored()]
+        layers = {str(each.device): list(_chosen(experiment, each, shapes)) for each in tables}
+        folder.write(FILE, json.dumps({"tables": [each.to_json() for each in tables], "layers": layers}))
+    return tuple(json.loads(path.read_text())["tables"])
 
 
 def layer_shapes(experiment: Experiment, plan: Plan) -> dict[str, ConvShape]:
@@ -64,8 +67,7 @@ def tune_layers(experiment: Experiment, plan: Plan, shapes: dict[str, ConvShape]
     """
     device = torch.device(plan.device)
     torch.set_num_threads(plan.threads_per_worker)
-    layout = "nhwc" if experiment.train.channels_last else "nchw"
-    dtype = DTYPES[experiment.precision.default]
+    dtype, layout = _images(experiment)
     found = table.stored(Device.of(device))
     for row in tune.tune_all(shapes.values(), dtype=dtype, device=device, layout=layout, seconds=seconds):
         found = found.merged((row,))
@@ -123,10 +125,28 @@ def algorithms_here() -> Iterator[str]:
 
 def measured() -> Iterator[str]:
     """A line for each device that was measured."""
-    for each in table.all_stored():
-        number = each.device.threads
-        threads = f", {number} thread{'s' if number > 1 else ''}" if number else ""
-        yield f"{each.device.name}{threads}, torch {each.device.version}: {len(each.rows)} passes"
+    yield from (f"{each.device}: {len(each.rows)} passes" for each in table.all_stored())
+
+
+def _chosen(experiment: Experiment, measured: Table, shapes: dict[str, ConvShape]) -> Iterator[dict[str, Any]]:
+    """For the report: of each pass of each distinct shape, what was chosen on a device, and the times."""
+    entries, (dtype, layout) = dispatch.entries_of(measured.rows), _images(experiment)
+    for shape in dict.fromkeys(shapes.values()):
+        for which in tune.PASSES:
+            if row := dispatch.found(entries, which, shape, dtype, layout):
+                yield {
+                    "layers": [name for name, each in shapes.items() if each == shape],
+                    "shape": _words(shape),
+                    "pass": which,
+                    "algorithm": row.algorithm,
+                    "seconds": row.seconds[row.algorithm],
+                    "vendor_s": row.vendor_s,
+                }
+
+
+def _images(experiment: Experiment) -> tuple[torch.dtype, str]:
+    """In which type and layout images come to the convolutions."""
+    return DTYPES[experiment.precision.default], "nhwc" if experiment.train.channels_last else "nchw"
 
 
 def _words(shape: ConvShape) -> str:

@@ -95,6 +95,13 @@ def test_a_table_is_kept_for_its_device_and_merged() -> None:
     assert row("winograd").ratio == 1.5
 
 
+def test_a_run_takes_the_rows_of_its_own_convolutions_at_any_batch_size() -> None:
+    others = ConvShape(**(vars(SHAPE) | {"k": 6}))
+    rows = tuple(row("winograd", shape=ConvShape(**(vars(SHAPE) | sizes))) for sizes in ({}, {"n": 9}))
+    measured = Table(device=Device.of(CPU), rows=(*rows, row("winograd", shape=others)))
+    assert measured.only([ConvShape(**(vars(SHAPE) | {"n": 1}))]).rows == rows
+
+
 def test_a_table_of_before_memory_was_measured_is_read() -> None:
     document = Table(device=Device.of(CPU), rows=(row("winograd"),)).to_json()
     del document["rows"][0]["extra_bytes"]

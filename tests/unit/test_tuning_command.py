@@ -66,6 +66,11 @@ def test_every_layer_is_measured_and_kept_and_goes_into_the_run(tmp_path: Path) 
     folder.local.mkdir()
     setup = prepared.setup(folder)
     assert [table.Table.from_json(each) for each in setup.kernel_tables] == [kept]
+    layers = json.loads((folder.local / tuning.FILE).read_text())["layers"][str(kept.device)]
+    assert [(each["pass"], each["algorithm"], each["seconds"], each["vendor_s"]) for each in layers] == [
+        (row.which, row.algorithm, row.seconds[row.algorithm], row.vendor_s) for row in rows
+    ]
+    assert {name for each in layers for name in each["layers"]} == shapes.keys()
     table.store(table.Table(device=kept.device))
     assert prepared.setup(folder).kernel_tables == setup.kernel_tables, "a run goes on as it began"
 

@@ -3,7 +3,7 @@
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -60,18 +60,34 @@ def layer_shapes(experiment: Experiment, plan: Plan) -> dict[str, ConvShape]:
         return tune.shapes_of(_outline(experiment, plan.target.width), images)
 
 
-def tune_layers(experiment: Experiment, plan: Plan, shapes: dict[str, ConvShape], *, seconds: float) -> Iterator[Row]:
-    """Measure every pass of every distinct shape on this machine; each is kept as soon as it is known.
+def tune_here(
+    experiment: Experiment, plan: Plan, shapes: dict[str, ConvShape], *, seconds: float
+) -> Iterator[tuple[Device, Iterator[Row]]]:
+    """Measure every pass of every distinct shape on this machine. `seconds`: for each pass of a shape."""
+    rows = measure_layers(experiment, plan, shapes, seconds=seconds)
+    yield device_here(plan), kept(device_here(plan), rows)
 
-    `seconds`: for each pass of a shape.
-    """
-    device = torch.device(plan.device)
+
+def measure_layers(
+    experiment: Experiment, plan: Plan, shapes: dict[str, ConvShape], *, seconds: float
+) -> Iterator[Row]:
+    """The rows of this machine, as a worker computes."""
     torch.set_num_threads(plan.threads_per_worker)
     dtype, layout = _images(experiment)
-    found = table.stored(Device.of(device))
-    for row in tune.tune_all(shapes.values(), dtype=dtype, device=device, layout=layout, seconds=seconds):
-        found = found.merged((row,))
-        table.store(found)
+    device = torch.device(plan.device)
+    yield from tune.tune_all(shapes.values(), dtype=dtype, device=device, layout=layout, seconds=seconds)
+
+
+def device_here(plan: Plan) -> Device:
+    """What a worker computes on if it runs here."""
+    torch.set_num_threads(plan.threads_per_worker)
+    return Device.of(torch.device(plan.device))
+
+
+def kept(device: Device, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, each kept on this machine as soon as it is known, in the table of that device."""
+    for row in rows:
+        table.store(table.stored(device).merged((row,)))
         yield row
 
 

@@ -49,12 +49,13 @@ def test_every_layer_is_measured_and_kept_and_goes_into_the_run(tmp_path: Path) 
     prepared = prepare(experiment, resources_here())
     shapes = tuning.layer_shapes(experiment, prepared.plan)
     assert {shape.n for shape in shapes.values()} == {experiment.train.global_batch}
-    rows = list(tuning.tune_layers(experiment, prepared.plan, shapes, seconds=0.001))
+    ((device, measured),) = tuning.tune_here(experiment, prepared.plan, shapes, seconds=0.001)
+    rows = list(measured)
     assert [(row.which, row.shape) for row in rows] == [
         (which, shape) for shape in dict.fromkeys(shapes.values()) for which in tuning.tune.PASSES
     ]
     (kept,) = table.all_stored()
-    assert kept.rows == tuple(rows)
+    assert (kept.device, kept.rows) == (device, tuple(rows))
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(tuning.printed(rows, shapes))
     printed = console.export_text()

@@ -11,6 +11,7 @@ from rich.table import Table as Printed
 
 from kernels import dispatch, table, tune
 from kernels.algorithms import ALGORITHMS
+from kernels.defaults import rules_here
 from kernels.native.build import NotBuilt
 from kernels.passes import AUTO, VENDOR
 from kernels.shapes import ConvShape
@@ -23,7 +24,7 @@ from orchestrator.plan import Plan
 from orchestrator.run_folder import RunFolder
 
 FILE = "kernels.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def check_kernels(experiment: Experiment, width: int) -> dict[str, str]:
@@ -73,9 +74,9 @@ def measure_layers(
 ) -> Iterator[Row]:
     """The rows of this machine, as a worker computes."""
     torch.set_num_threads(plan.threads_per_worker)
-    dtype, layout = _images(experiment)
-    device = torch.device(plan.device)
-    yield from tune.tune_all(shapes.values(), dtype=dtype, device=device, layout=layout, seconds=seconds)
+    images, device = _images(experiment, plan.device), torch.device(plan.device)
+    dtype: torch.dtype = getattr(torch, images.dtype)
+    yield from tune.tune_all(shapes.values(), dtype=dtype, device=device, layout=images.layout, seconds=seconds)
 
 
 def device_here(plan: Plan) -> Device:
@@ -137,6 +138,23 @@ def algorithms_here() -> Iterator[str]:
         except NotBuilt as reason:
             yield f"{'':<{width}}  without native code, many times slower: {reason}"
     yield from (f"tuned: {line}" for line in measured())
+    yield from (f"auto without measurement: {rule}" for rule in rules_here())
+    yield "auto else: what PyTorch chooses"
+
+
+def chosen_by(experiment: Experiment, plan: Plan) -> str:
+    """By what `auto` would choose the passes of all layers that it computes, on this machine."""
+    algorithms = check_kernels(experiment, plan.target.width)
+    entries = dispatch.entries_of(table.stored(device_here(plan)).rows)
+    images = _images(experiment, plan.device)
+    counts = Counter(
+        dispatch.chosen(entries, which, shape, images)[1]
+        for name, shape in layer_shapes(experiment, plan).items()
+        if algorithms.get(name) == AUTO
+        for which in tune.PASSES
+    )
+    kinds = {"table": "measured", "defaults": "by defaults", "vendor": "the vendor's"}
+    return ", ".join(f"{counts[kind]} {words}" for kind, words in kinds.items())
 
 
 def measured() -> Iterator[str]:
@@ -146,10 +164,10 @@ def measured() -> Iterator[str]:
 
 def _chosen(experiment: Experiment, measured: Table, shapes: dict[str, ConvShape]) -> Iterator[dict[str, Any]]:
     """For the report: of each pass of each distinct shape, what was chosen on a device, and the times."""
-    entries, (dtype, layout) = dispatch.entries_of(measured.rows), _images(experiment)
+    entries = dispatch.entries_of(measured.rows)
     for shape in dict.fromkeys(shapes.values()):
         for which in tune.PASSES:
-            if row := dispatch.found(entries, which, shape, dtype, layout):
+            if row := dispatch.found(entries, which, shape, _images(experiment)):
                 yield {
                     "layers": [name for name, each in shapes.items() if each == shape],
                     "shape": _words(shape),
@@ -160,9 +178,10 @@ def _chosen(experiment: Experiment, measured: Table, shapes: dict[str, ConvShape
                 }
 
 
-def _images(experiment: Experiment) -> tuple[torch.dtype, str]:
-    """In which type and layout images come to the convolutions."""
-    return DTYPES[experiment.precision.default], "nhwc" if experiment.train.channels_last else "nchw"
+def _images(experiment: Experiment, device: str = "cpu") -> dispatch.Images:
+    """As what images come to the convolutions."""
+    layout = "nhwc" if experiment.train.channels_last else "nchw"
+    return dispatch.Images(DTYPES[experiment.precision.default], layout, device)
 
 
 def _words(shape: ConvShape) -> str:

@@ -207,8 +207,8 @@ def _what_auto_chooses_by(setup: Setup, device: Device) -> tuple[str, dict[str, 
     """An event's message and fields."""
     tables = map(Table.from_json, setup.kernel_tables)
     passes = sum(len(table.rows) for table in tables if table.device == device)
-    by = f"by {passes} measured passes" if passes else "nothing of this network is measured there; see convoy tune"
-    return f"auto on {device}: {by}", {"device": str(device), "measured": passes}
+    by = f"by {passes} measured passes" if passes else "nothing of this network is measured there, see convoy tune"
+    return f"auto on {device}: {by}; else by defaults or the vendor's", {"device": str(device), "measured": passes}
 
 
 def _newest(store: CheckpointStore, log: WorkerLog) -> Snapshot | None:

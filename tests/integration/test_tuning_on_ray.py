@@ -39,7 +39,7 @@ def test_workers_whose_device_was_not_measured_say_so_once(tmp_path: Path) -> No
     done = convoy("train", DIGITS, *SMALL, *FEW, f"run.folder={run}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (event,) = (event for event in events(run) if event["event"] == "kernels")
-    assert "nothing of this network is measured there; see convoy tune" in event["message"]
+    assert "nothing of this network is measured there, see convoy tune" in event["message"]
     assert f"kernels: {event['message']}" in done.stdout
     assert "Convolutions" not in (run / "report.html").read_text()
 

@@ -13,6 +13,7 @@ from kernels import table
 from orchestrator import tuning
 from orchestrator.config.load import load_experiment
 from orchestrator.errors import InputError
+from orchestrator.explain import explain_plan
 from orchestrator.prepare import prepare, resources_here
 from orchestrator.run_folder import RunFolder
 
@@ -76,6 +77,18 @@ def test_every_layer_is_measured_and_kept_and_goes_into_the_run(tmp_path: Path) 
     assert prepared.setup(folder).kernel_tables == setup.kernel_tables, "a run goes on as it began"
 
 
+def test_the_plan_says_by_what_auto_would_choose() -> None:
+    experiment = digits("kernels={default: auto, stem.*: vendor}", "model.options={width: 4}")
+    prepared = prepare(experiment, resources_here())
+    shapes = tuning.layer_shapes(experiment, prepared.plan)
+    passes = 3 * (len(shapes) - 1)
+    assert tuning.chosen_by(experiment, prepared.plan) == f"0 measured, 0 by defaults, {passes} the vendor's"
+    for _, rows in tuning.tune_here(experiment, prepared.plan, shapes, seconds=0.001):
+        list(rows)
+    text = explain_plan(experiment, prepared.plan, prepared.model, resources_here())
+    assert f"their passes here: {passes} measured, 0 by defaults, 0 the vendor's; measured: " in text
+
+
 def test_what_chooses_nothing_takes_no_tables(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path))
     assert prepare(digits(), resources_here()).setup(folder).kernel_tables == ()
@@ -85,4 +98,5 @@ def test_what_chooses_nothing_takes_no_tables(tmp_path: Path) -> None:
 def test_every_algorithm_has_a_line() -> None:
     lines = list(tuning.algorithms_here())
     assert json.dumps(lines).count("Winograd") >= 1
-    assert len([line for line in lines if not line.startswith((" ", "tuned"))]) == len(tuning.ALGORITHMS)
+    assert len([line for line in lines if not line.startswith((" ", "tuned", "auto"))]) == len(tuning.ALGORITHMS)
+    assert lines[-1] == "auto else: what PyTorch chooses"

@@ -1,6 +1,7 @@
-"""What benchmarks/kernels.py measures layer by layer: races of algorithms, and the memory that they take."""
+"""What benchmarks/kernels.py measures layer by layer: races of algorithms, their memory, where each should win."""
 
 import argparse
+import contextlib
 import csv
 import statistics
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from kernels import im2col, tune
+from kernels import im2col, strassen, tune
 from kernels.algorithms import ALGORITHMS, takes
 from kernels.memory import extra_bytes
 from kernels.shapes import ConvShape
@@ -20,6 +21,10 @@ CPU = torch.device("cpu")
 LAYOUTS = ("nchw", "nhwc")
 VENDORS = tuple(f"vendor {layout}" for layout in LAYOUTS)
 LAYER_TARGETS = {"forward": 2.6, "input_gradient": 2.5, "weight_gradient": 2.5}
+# n, channels, side, filter
+DEPTHWISE = ((8, 96, 56, 7), (8, 384, 14, 7), (8, 256, 28, 3), (4, 64, 56, 15), (4, 64, 56, 31), (8, 256, 14, 31))
+DEPTHWISE_TARGETS = {7: 4.0, 31: 20.0}
+FFT_TARGETS = {9: 1.2, 21: 2.0}  # from that filter up
 BEYOND_VGG = {
     "1x1": {"c": 256, "h": 56, "w": 56, "k": 64, "r": 1, "s": 1},
     "depthwise": {"c": 96, "h": 56, "w": 56, "k": 96, "r": 7, "s": 7, "padding": ((3, 3), (3, 3)), "groups": 96},
@@ -116,3 +121,58 @@ def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "layer": layer, "pass": which, "input_bytes": input_bytes, "columns_over_input": columns,
                 "extra_bytes": extra, "ms": ms,
             }  # fmt: skip
+
+
+def strassens(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    wins_from = None
+    for n in sorted(args.strassen_sizes):
+        a, b = torch.randn(n, n), torch.randn(n, n)
+        times = raced({
+            "sgemm": lambda a=a, b=b: a @ b,
+            "one level": lambda a=a, b=b, n=n: strassen.matmul(a, b, cutoff=n),
+        }, args.turns)  # fmt: skip
+        ratio = measure.ratio(times, "sgemm", "one level")
+        wins = ratio["median"] > tune.MARGIN
+        wins_from = (wins_from or n) if wins else None
+        gflops = 2 * n**3 / statistics.median(times["sgemm"]) / 1e9
+        print(f"strassen, n = {n}: {ratio['median']:.3f} over sgemm at {gflops:.0f} GFLOP/s", flush=True)
+        yield {"n": n, "ratio": ratio, "sgemm_gflops": gflops}
+    said = f"wins from n = {wins_from}" if wins_from else f"does not win up to n = {max(args.strassen_sizes)}"
+    print(f"strassen: one level {said}, by more than {tune.MARGIN}")
+    yield {"wins_from": wins_from, "up_to": max(args.strassen_sizes), "margin": tune.MARGIN}
+
+
+def depthwise(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for n, c, side, k in DEPTHWISE:
+        shape = ConvShape(n=n, c=c, h=side, w=side, k=c, r=k, s=k, padding=((k // 2, k // 2),) * 2, groups=c)
+        target = DEPTHWISE_TARGETS.get(k)
+        yield _on_one_thread("depthwise", shape, "weight_gradient", args.turns) | {"target": target}
+
+
+def fft(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for k in args.fft_filters:
+        shape = ConvShape(n=2, c=64, h=56, w=56, k=64, r=k, s=k, padding=((k // 2, k // 2),) * 2)
+        target = max((least for size, least in FFT_TARGETS.items() if size <= k), default=None)
+        for which in tune.PASSES:
+            yield _on_one_thread("fft", shape, which, args.turns) | {"target": target}
+
+
+def _on_one_thread(name: str, shape: ConvShape, which: str, turns: int) -> dict[str, Any]:
+    """One algorithm over the vendor's better layout."""
+    with _threads(1):
+        calls = calls_of(shape, which)
+        found = compared(shape, raced({each: calls[each] for each in (*VENDORS, name)}, turns))
+    size = f"{shape.n} x {shape.c} x {shape.h} x {shape.w}, {shape.r} x {shape.s}"
+    gflops = 1e3 * found["tflops"]
+    print(f"{name}, {size}, {which}: {found['speed_up']['median']:.2f}, {gflops:.1f} GFLOP/s", flush=True)
+    return {"shape": size, "filter": shape.r, "pass": which} | found
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

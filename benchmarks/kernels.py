@@ -15,6 +15,9 @@ accuracy   `convoy train` of an experiment with the vendor's and with `auto`, th
 errors     every algorithm and pass against float64: largest difference over the largest value, fresh random numbers.
 memory     of the layers of VGG-E, a depthwise and a 1 x 1 one: time and peak memory beside the tensors, measured, and
            im2col's columns over the size of the input.
+strassen   products of square matrices: the size from which one level of Strassen's wins over the vendor's sgemm.
+depthwise  the weight's gradient of depthwise layers, one thread.
+fft        filters from 5 x 5 to 31 x 31 over 64 channels of 56 x 56, one thread.
 
 Every time is of a result in fresh memory. The targets were set on a CPU with AVX-512. Where the vendor runs at 95 % of
 peak, only fewer multiplications beat it.
@@ -35,7 +38,18 @@ import torchvision
 from torch import nn
 
 from benchmarks import measure
-from benchmarks.kernel_parts import CPU, LAYER_TARGETS, layers, memory, seconds_of
+from benchmarks.kernel_parts import (
+    CPU,
+    DEPTHWISE_TARGETS,
+    FFT_TARGETS,
+    LAYER_TARGETS,
+    depthwise,
+    fft,
+    layers,
+    memory,
+    seconds_of,
+    strassens,
+)  # fmt: skip
 from kernels import dispatch, tune
 from kernels.algorithms import ALGORITHMS, takes
 from kernels.shapes import ConvShape
@@ -185,7 +199,8 @@ def outline(name: str, batch: int) -> tuple[nn.Module, torch.Tensor]:
 
 
 PARTS = {
-    "layers": layers, "networks": networks, "steps": steps, "errors": errors, "memory": memory, "accuracy": accuracy
+    "layers": layers, "networks": networks, "steps": steps, "errors": errors, "memory": memory, "strassen": strassens,
+    "depthwise": depthwise, "fft": fft, "accuracy": accuracy,
 }  # fmt: skip
 
 
@@ -207,6 +222,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--memory-batch", type=int, default=1)
+    parser.add_argument("--strassen-sizes", nargs="+", type=int, default=[1024, 2048, 4096, 6144])
+    parser.add_argument("--fft-filters", nargs="+", type=int, default=[5, 7, 9, 11, 15, 21, 31])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--step-networks", nargs="+", choices=STEP_TARGETS, default=list(STEP_TARGETS))
     parser.add_argument("--step-batch", type=int, default=16)
@@ -223,12 +240,19 @@ def main() -> None:
     parts = {name: list(PARTS[name](args)) for name in args.parts}
     record = {
         "title": "Convolution algorithms over PyTorch's, fp32",
-        "targets": {"layers": LAYER_TARGETS, "networks": NEVER_BELOW, "steps": STEP_TARGETS},
+        "targets": {
+            "layers": LAYER_TARGETS,
+            "networks": NEVER_BELOW,
+            "steps": STEP_TARGETS,
+            "depthwise": DEPTHWISE_TARGETS,
+            "fft": FFT_TARGETS,
+        },
         "settings": vars(args) | {"reference": None},
         "machine": here,
         **parts,
     }
-    measure.write("kernels", record, lambda axis: chart(axis, parts))
+    drawn = {"layers", "networks", "steps"} & parts.keys()
+    measure.write("kernels", record, (lambda axis: chart(axis, parts)) if drawn else None)
 
 
 if __name__ == "__main__":

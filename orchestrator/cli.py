@@ -28,7 +28,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.training.measures import MEASURES
 
 INTERRUPTED = 130
-TABLE_WIDTH = 120  # at least, of what tune prints
+TABLE_WIDTH = 140  # at least, of what tune prints
 
 app = typer.Typer(
     help="Train convolutional networks on Ray: one experiment file on a laptop and on a cluster.",

@@ -16,8 +16,10 @@ dft.py         its transforms, as matrices
 cast.py        fp16 and bf16 by the vendor's fp32
 swap.py        a model's convolutions, computed by chosen algorithms
 dispatch.py    what 'auto' is, from a table
+defaults.py    what it is where the table says nothing
 tune.py        measures the table
 table.py       what was measured, and where it is kept
+memory.py      the memory that a call takes beside its tensors, measured
 passes.py      what an algorithm is
 shapes.py      the sizes of a convolution, and what they cost; UnsupportedShape
 layout.py      NCHW and NHWC

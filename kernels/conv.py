@@ -25,7 +25,8 @@ def conv2d(
 ) -> Tensor:
     """Convolve as torch.nn.functional.conv2d does, by the algorithm of that name, or one of its own for each pass.
 
-    'auto' takes for each pass what `convoy tune` measured as fastest for this shape on this device, else the vendor's.
+    'auto' takes for each pass what `convoy tune` measured as fastest for this shape on this device, else what
+    `defaults.py` says, else the vendor's.
     The output lies in memory as the input does (NCHW or NHWC). All are differentiable any number of times.
 
     Shapes: input (N, C, H, W) or (C, H, W), weight (K, C / groups, R, S), bias (K,) -> (N, K, H', W') or (K, H', W').

@@ -13,6 +13,7 @@ from kernels import table
 from orchestrator import tuning
 from orchestrator.config.load import load_experiment
 from orchestrator.errors import InputError
+from orchestrator.explain import explain_plan
 from orchestrator.prepare import prepare, resources_here
 from orchestrator.run_folder import RunFolder
 
@@ -49,24 +50,43 @@ def test_every_layer_is_measured_and_kept_and_goes_into_the_run(tmp_path: Path) 
     prepared = prepare(experiment, resources_here())
     shapes = tuning.layer_shapes(experiment, prepared.plan)
     assert {shape.n for shape in shapes.values()} == {experiment.train.global_batch}
-    rows = list(tuning.tune_layers(experiment, prepared.plan, shapes, seconds=0.001))
+    ((device, measured),) = tuning.tune_here(experiment, prepared.plan, shapes, seconds=0.001)
+    rows = list(measured)
     assert [(row.which, row.shape) for row in rows] == [
         (which, shape) for shape in dict.fromkeys(shapes.values()) for which in tuning.tune.PASSES
     ]
     (kept,) = table.all_stored()
-    assert kept.rows == tuple(rows)
+    assert (kept.device, kept.rows) == (device, tuple(rows))
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(tuning.printed(rows, shapes))
     printed = console.export_text()
     assert printed.count("forward") == len(rows) / 3
     assert "in all" in printed
+    assert "extra MB" in printed
 
     folder = RunFolder(str(tmp_path / "run"))
     folder.local.mkdir()
     setup = prepared.setup(folder)
     assert [table.Table.from_json(each) for each in setup.kernel_tables] == [kept]
+    layers = json.loads((folder.local / tuning.FILE).read_text())["layers"][str(kept.device)]
+    assert [(each["pass"], each["algorithm"], each["seconds"], each["vendor_s"]) for each in layers] == [
+        (row.which, row.algorithm, row.seconds[row.algorithm], row.vendor_s) for row in rows
+    ]
+    assert {name for each in layers for name in each["layers"]} == shapes.keys()
     table.store(table.Table(device=kept.device))
     assert prepared.setup(folder).kernel_tables == setup.kernel_tables, "a run goes on as it began"
+
+
+def test_the_plan_says_by_what_auto_would_choose() -> None:
+    experiment = digits("kernels={default: auto, stem.*: vendor}", "model.options={width: 4}")
+    prepared = prepare(experiment, resources_here())
+    shapes = tuning.layer_shapes(experiment, prepared.plan)
+    passes = 3 * (len(shapes) - 1)
+    assert tuning.chosen_by(experiment, prepared.plan) == f"0 measured, 0 by defaults, {passes} the vendor's"
+    for _, rows in tuning.tune_here(experiment, prepared.plan, shapes, seconds=0.001):
+        list(rows)
+    text = explain_plan(experiment, prepared.plan, prepared.model, resources_here())
+    assert f"their passes here: {passes} measured, 0 by defaults, 0 the vendor's; measured: " in text
 
 
 def test_what_chooses_nothing_takes_no_tables(tmp_path: Path) -> None:
@@ -78,4 +98,5 @@ def test_what_chooses_nothing_takes_no_tables(tmp_path: Path) -> None:
 def test_every_algorithm_has_a_line() -> None:
     lines = list(tuning.algorithms_here())
     assert json.dumps(lines).count("Winograd") >= 1
-    assert len([line for line in lines if not line.startswith((" ", "tuned"))]) == len(tuning.ALGORITHMS)
+    assert len([line for line in lines if not line.startswith((" ", "tuned", "auto"))]) == len(tuning.ALGORITHMS)
+    assert lines[-1] == "auto else: what PyTorch chooses"

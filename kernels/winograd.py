@@ -22,6 +22,7 @@ from kernels.native import build
 from kernels.native.vectors import are_taken, load_kernel, unless
 from kernels.passes import Passes, adding_bias
 from kernels.shapes import ConvShape, Pair, check_allowed
+from kernels.triton_kernels import with_twin
 from kernels.winograd_points import Rows, matrices
 
 _OUT, _TAPS = 4, 3
@@ -76,7 +77,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     return unless(failed, gradient, "winograd")
 
 
-PASSES = Passes(check, adding_bias(forward), input_gradient, weight_gradient)
+PASSES = with_twin("winograd", Passes(check, adding_bias(forward), input_gradient, weight_gradient))
 
 
 def convolution_by_torch(images: Tensor, filters: Tensor, corner: Pair, size: Pair) -> Tensor:

@@ -65,7 +65,7 @@ def missing(device: torch.device) -> str | None:
     if not is_installed():
         return "the package triton is not installed"
     if device.type == "cuda":
-        return _missing_on_gpu(device.index if device.index is not None else torch.cuda.current_device())
+        return capability_lacks(device.index if device.index is not None else torch.cuda.current_device())
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return "it needs an NVIDIA GPU"
@@ -77,7 +77,8 @@ def is_installed() -> bool:
 
 
 @functools.cache
-def _missing_on_gpu(index: int) -> str | None:
+def capability_lacks(index: int) -> str | None:
+    """What the GPU of that number lacks, in words, or None."""
     if torch.version.hip is not None:
         return "it needs an NVIDIA GPU"
     capability = torch.cuda.get_device_capability(index)

@@ -9,7 +9,8 @@ depthwise.py   one filter a channel, directly
 depthwise_triton.py  the same on a GPU
 winograd.py    F(4x4, 3x3), for 3 x 3 filters
 winograd_points.py  its matrices, in exact fractions
-winograd_triton.py  the same on a GPU
+winograd_triton.py  on a GPU, for 3 x 3 filters
+winograd_plans.py  how that is cut into programs
 im2col.py      one matrix product, of weights with copies of pixels
 im2col_triton.py  the same on a GPU, without the copies
 strassen.py    Strassen's matrix product, and im2col with it

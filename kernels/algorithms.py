@@ -17,7 +17,9 @@ ALGORITHMS: dict[str, Passes] = {
     "vendor_nhwc": vendor.NHWC,
     "direct": direct.PASSES,
     "depthwise": depthwise.PASSES,
+    "winograd_2": winograd.SMALL,
     "winograd": winograd.PASSES,
+    "winograd_6": winograd.LARGE,
     "im2col": im2col.PASSES,
     "strassen": strassen.PASSES,
     "fft": fft.PASSES,
@@ -35,11 +37,7 @@ def check_name(name: str) -> None:
 
 def takes(name: str, shape: ConvShape) -> bool:
     """Whether the algorithm of that name does this convolution."""
-    try:
-        ALGORITHMS[name].check(shape)
-    except UnsupportedShape:
-        return False
-    return True
+    return ALGORITHMS[name].takes(shape)
 
 
 def check_tensors(name: str, *tensors: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels.direct import taps, widened
 from kernels.layout import LAYOUTS, laid_out, layout_of
 from kernels.native import build
-from kernels.native.vectors import are_taken, load_kernel, unless
+from kernels.native.vectors import Layout, are_taken, in_lines, load_kernel, unless
 from kernels.passes import Passes, adding_bias
 from kernels.shapes import ConvShape, UnsupportedShape
 from kernels.triton_kernels import with_twin
@@ -55,10 +55,10 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     library = _library_for(grad_output, input)
     if library is None:
         return weight_gradient_by_torch(grad_output, input, shape)
-    images, grads = _in_lines(input), _in_lines(grad_output)
+    images, grads = in_lines(input), in_lines(grad_output)
     gradient = input.new_empty(shape.weight_size)
     failed = library.convoy_depthwise_weight_gradient(
-        images.data_ptr(), _layout(images), _sizes(shape), grads.data_ptr(), _layout(grads),
+        images.data_ptr(), Layout.of(images), _sizes(shape), grads.data_ptr(), Layout.of(grads),
         gradient.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return unless(failed, gradient, "depthwise")
@@ -114,29 +114,16 @@ class _Sizes(ctypes.Structure):
     ]  # fmt: skip
 
 
-class _Layout(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_long) for name in ("n", "c", "h", "w")]
-
-
 def _convolved(
     function: Callable[..., int], images: Tensor, weight: Tensor, shape: ConvShape, size: tuple[int, ...]
 ) -> Tensor:
-    lines = _in_lines(images)
+    lines = in_lines(images)
     result = torch.empty(size, memory_format=LAYOUTS[layout_of(images)])
     failed = function(
-        lines.data_ptr(), _layout(lines), _sizes(shape), weight.contiguous().data_ptr(),
-        result.data_ptr(), _layout(result), torch.get_num_threads(),
+        lines.data_ptr(), Layout.of(lines), _sizes(shape), weight.contiguous().data_ptr(),
+        result.data_ptr(), Layout.of(result), torch.get_num_threads(),
     )  # fmt: skip
     return unless(failed, result, "depthwise")
-
-
-def _in_lines(images: Tensor) -> Tensor:
-    """The images with channels or columns side by side, copied unless they lie so."""
-    return images if 1 in (images.stride(1), images.stride(3)) else images.contiguous()
-
-
-def _layout(images: Tensor) -> _Layout:
-    return _Layout(*images.stride())
 
 
 def _sizes(shape: ConvShape) -> _Sizes:
@@ -159,7 +146,7 @@ def _library() -> ctypes.CDLL | None:
 def load_library() -> ctypes.CDLL:
     """The native code for this CPU. Raises: build.NotBuilt."""
     library = load_kernel("depthwise")
-    pointer, layout, sizes, number = ctypes.c_void_p, ctypes.POINTER(_Layout), ctypes.POINTER(_Sizes), ctypes.c_int
+    pointer, layout, sizes, number = ctypes.c_void_p, ctypes.POINTER(Layout), ctypes.POINTER(_Sizes), ctypes.c_int
     for function in (library.convoy_depthwise, library.convoy_depthwise_input_gradient):
         function.argtypes = [pointer, layout, sizes, pointer, pointer, layout, number]
     library.convoy_depthwise_weight_gradient.argtypes = [pointer, layout, sizes, pointer, layout, pointer, number]

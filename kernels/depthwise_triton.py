@@ -15,8 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import gather
+from kernels.depthwise import check
 from kernels.gather_triton import Places, Strides, Tensors, place, seen
 from kernels.layout import empty
+from kernels.passes import Passes
 from kernels.shapes import ConvShape
 from kernels.triton_kernels import parts
 
@@ -105,6 +107,9 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
             num_warps=_WARPS,
         )
     return sums.sum(0).permute(2, 0, 1).unsqueeze(1).to(input.dtype)
+
+
+PASSES = Passes(check, forward, input_gradient, weight_gradient)
 
 
 def blocks_for(images: Tensor, channels: int, *, summed: bool = False) -> Blocks:

@@ -165,4 +165,4 @@ def _dtype(tensor: Tensor) -> torch.dtype:
 
 
 _EACH = (forward, input_gradient, weight_gradient)
-PASSES = with_twin("im2col", passes(torch.bmm), groups=False)
+PASSES = with_twin("im2col", passes(torch.bmm))

@@ -19,7 +19,8 @@ from torch import Tensor
 from kernels import gather
 from kernels.gather_triton import Places, Strides, Tensors, place, seen
 from kernels.layout import empty
-from kernels.shapes import ConvShape
+from kernels.passes import Passes
+from kernels.shapes import ConvShape, check_allowed
 from kernels.triton_kernels import parts, precision
 
 
@@ -75,6 +76,11 @@ def _weight_product(tensors, strides, places, blocks: tl.constexpr):
     tl.store(part + k[:, None] * depth + term[None, :], total, mask=inside)
 
 
+def check(shape: ConvShape) -> None:
+    """Raises: UnsupportedShape for more groups than one."""
+    check_allowed("im2col in Triton", ("groups", shape.groups, 1))
+
+
 def forward(input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None, /) -> Tensor:
     """Shapes: input (N, C, H, W), weight (K, C, R, S), bias (K,) or None -> (N, K, H', W')."""
     output = empty(shape.output_size, input)
@@ -109,6 +115,9 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
             num_warps=blocks.warps,
         )
     return sums.sum(0).permute(0, 3, 1, 2).to(input.dtype)
+
+
+PASSES = Passes(check, forward, input_gradient, weight_gradient)
 
 
 def blocks_for(rows: int, columns: int, dtype: torch.dtype) -> Blocks:

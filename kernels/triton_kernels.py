@@ -13,7 +13,6 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,13 @@ from torch import Tensor
 from kernels.passes import Passes
 from kernels.shapes import ConvShape
 
-TWINS = ("depthwise", "winograd", "im2col")
+# algorithm -> module and the name of its passes there
+TWINS = {
+    "depthwise": ("depthwise_triton", "PASSES"),
+    "winograd_2": ("winograd_triton", "SMALL"),
+    "winograd": ("winograd_triton", "PASSES"),
+    "im2col": ("im2col_triton", "PASSES"),
+}
 CAPABILITY = (8, 0)
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,24 +34,28 @@ _PLACES = 2**31  # what 32 bits count
 _PROGRAMS = 512  # two to four for each multiprocessor of an A100 or H100
 
 
-def with_twin(name: str, passes: Passes, *, groups: bool = True) -> Passes:
-    """The algorithm, by its twin on the tensors that Triton takes. `groups`: whether the twin does more than one."""
+def with_twin(name: str, passes: Passes) -> Passes:
+    """The algorithm of that name, by its twin where that takes the shape and Triton takes the tensors."""
 
-    def either(which: str, alone: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def either(which: str) -> Callable[..., Tensor]:
         def computed(first: Tensor, second: Tensor, shape: ConvShape, *bias: Tensor | None) -> Tensor:
-            if takes(shape, first, second) and (groups or shape.groups == 1):
-                side_by_side = (each if each is None else each.contiguous() for each in bias)
-                return getattr(twin(name), which)(first, second, shape, *side_by_side)
-            return alone(first, second, shape, *bias)
+            chosen = passes
+            if takes(shape, first, second) and twin(name).takes(shape):
+                chosen = twin(name)
+                bias = tuple(each if each is None else each.contiguous() for each in bias)
+            result: Tensor = getattr(chosen, which)(first, second, shape, *bias)
+            return result
 
         return computed
 
-    return Passes(passes.check, *(either(which, getattr(passes, which)) for which in Passes._fields[1:]))
+    return Passes(passes.check, *map(either, Passes._fields[1:]))
 
 
-def twin(name: str) -> Any:
-    """The module with the three passes of an algorithm in Triton."""
-    return importlib.import_module(f"kernels.{name}_triton")
+def twin(name: str) -> Passes:
+    """An algorithm in Triton, which is imported for it."""
+    module, attribute = TWINS[name]
+    passes: Passes = getattr(importlib.import_module(f"kernels.{module}"), attribute)
+    return passes
 
 
 def takes(shape: ConvShape, *tensors: Tensor) -> bool:

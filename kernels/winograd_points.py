@@ -25,6 +25,7 @@ Rows = tuple[tuple[Fraction, ...], ...]
 
 # +-5/8 and +-3/2 have a third of the error of +-1 and +-2 at m = 4 (C = 256, against float64), at the same cost.
 POINTS: dict[int, tuple[Fraction, ...]] = {
+    1: (),  # one result and one tap: infinity alone, the number itself
     4: (Fraction(0), Fraction(1), Fraction(-1)),
     6: (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2)),
     8: (

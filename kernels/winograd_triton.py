@@ -1,21 +1,19 @@
-"""Winograd's convolution on a GPU, in Triton: F(4x4, 3x3) for fp32, F(2x2, 3x3) for fp16 and bf16, in all three passes.
+"""Winograd's convolution on a GPU, in Triton: F(2x2, 3x3) and F(4x4, 3x3), in all three passes.
 
 One kernel transforms the filters. Another makes a block of tiles and filters at once, from pixels to results: channels
 some at a time, it transforms tiles, multiplies them at each of the tile's points by tl.dot, and adds up in registers;
 then it transforms the sums. Nothing between is written to memory. The input's gradient is the same of the output's
-gradient with rotated filters, channels exchanged. The weight's gradient is F(3x3, 4x4), or F(3x3, 2x2) for the half
-types: programs share the sum over tiles, each writes its part, and the parts are added in a fixed order, so results are
-the same bit for bit in every run.
+gradient with rotated filters, channels exchanged. The weight's gradient is F(3x3, m x m): programs share the sum over
+tiles, each writes its part, and the parts are added in a fixed order, so results are the same bit for bit in every run.
+Images in NCHW are copied first.
 
-Why two sizes: without tensor cores fp32 is bound by products, of which F(4x4, 3x3) has 36 for 144; with them the
-transforms weigh more, and F(2x2, 3x3), 16 for 36, has smaller ones and loses less to the half types' rounding, to which
-transformed tiles and filters are rounded once each. Sums and transforms are in fp32. Images in NCHW are copied first.
-Not yet measured on a GPU.
+Sums and transforms are in fp32. For fp16 and bf16, which tensor cores multiply, transformed tiles and filters are
+rounded once each: F(4x4, 3x3) in bf16 was off by 2 % of the largest value, F(2x2, 3x3) by less than 1.5 %. Not yet
+measured on a GPU.
 
 Source: Lavin & Gray 2015 (arXiv:1509.09308), section 4 and, for fused kernels, 5; matrices: `winograd_points.py`.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -24,33 +22,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.layout import empty, laid_out
-from kernels.shapes import ConvShape, Pair
-from kernels.triton_kernels import parts, precision
-from kernels.winograd_points import Rows, matrices
+from kernels.passes import Passes
+from kernels.shapes import ConvShape, Pair, check_allowed
+from kernels.triton_kernels import parts
+from kernels.winograd_plans import TAPS, Plan, plan_of, plan_of_gradient
 
-_TAPS = 3
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _PAIRS = 256  # of channels, whose filters a program transforms
-
-Floats = tuple[tuple[float, ...], ...]
-
-
-class Plan(NamedTuple):
-    """F(m x m, r x r), and the block of a program: how many tiles, and how many input and output channels.
-
-    `of_output`, `of_filter`, `of_input`: A^T (m, n), G (n, r), B^T (n, n), n = m + r - 1. `step`: how many terms of the
-    sums are taken at a time, channels, or tiles for the weight's gradient.
-    """
-
-    m: int
-    n: int
-    of_output: Floats
-    of_filter: Floats
-    of_input: Floats
-    rows: int
-    columns: int
-    step: int
-    precision: str
-    warps: int
 
 
 class _Tensors(NamedTuple):
@@ -67,8 +45,22 @@ class _Channels(NamedTuple):
     k: int
 
 
+class _Images(NamedTuple):
+    """Where images lie, of which the first tile begins `top` and `left` outside."""
+
+    top: int
+    left: int
+    channels: int
+    h: int
+    w: int
+    stride_n: int
+    stride_c: int
+    stride_h: int
+    stride_w: int
+
+
 class _Places(NamedTuple):
-    """Numbers that are like any others to the compiler: tiles in all, down and across, borders, and strides.
+    """Numbers that are like any others to the compiler: tiles in all, down and across, and images and results.
 
     If it knew that channels lie side by side it would give each thread several, and the same to several warps.
     `share`: tiles of one program in a sum over tiles.
@@ -77,21 +69,9 @@ class _Places(NamedTuple):
     tiles: int
     down: int
     across: int
-    top: int
-    left: int
-    h: int
-    w: int
-    out_h: int
-    out_w: int
     share: int
-    image_n: int
-    image_c: int
-    image_h: int
-    image_w: int
-    other_n: int
-    other_k: int
-    other_h: int
-    other_w: int
+    images: _Images
+    results: _Images
 
 
 @triton.jit
@@ -120,35 +100,25 @@ def _on_both_sides(matrix: tl.constexpr, tile, side: tl.constexpr):
 
 
 @triton.jit
-def _loaded(pointers, size: tl.constexpr, top, left, h, w, stride_h, stride_w, inside):
-    """Tiles of size x size pixels as fp32, zero outside of the images."""
-    tile = ()
-    for row in tl.static_range(size):
-        for column in tl.static_range(size):
-            there = inside & (top + row >= 0) & (top + row < h) & (left + column >= 0) & (left + column < w)
-            values = tl.load(pointers + row * stride_h + column * stride_w, mask=there, other=0.0)
-            tile += (values.to(tl.float32),)
-    return tile
+def _corners(images, places, tile, m: tl.constexpr):
+    """Image, row and column where tiles begin."""
+    top = tile // places.across % places.down * m - images.top
+    return tile // (places.down * places.across), top, tile % places.across * m - images.left
 
 
 @triton.jit
-def _image_tiles(images, channels, places, tile, channel, m: tl.constexpr, n: tl.constexpr):
-    image = tile // (places.down * places.across)
-    top = tile // places.across % places.down * m - places.top
-    left = tile % places.across * m - places.left
-    place = image * places.image_n + top * places.image_h + left * places.image_w + channel * places.image_c
-    inside = (tile < places.tiles) & (channel < channels.c)
-    return _loaded(images + place, n, top, left, places.h, places.w, places.image_h, places.image_w, inside)
-
-
-@triton.jit
-def _grad_tiles(grads, channels, places, tile, k, m: tl.constexpr):
-    """The next tiles of the output's gradient: m x m of (tiles, channels)."""
-    image = tile // (places.down * places.across)
-    top, left = tile // places.across % places.down * m, tile % places.across * m
-    place = image * places.other_n + top * places.other_h + left * places.other_w + k * places.other_k
-    inside = (tile < places.tiles) & (k < channels.k)
-    return _loaded(grads + place, m, top, left, places.out_h, places.out_w, places.other_h, places.other_w, inside)
+def _loaded(pointers, images, places, tile, channel, sides: tl.constexpr):
+    """Tiles of side x side pixels as fp32, zero outside of the images. `sides`: from tile to tile, and of a tile."""
+    image, top, left = _corners(images, places, tile, sides[0])
+    pointers += image * images.stride_n + top * images.stride_h + left * images.stride_w + channel * images.stride_c
+    inside = (tile < places.tiles) & (channel < images.channels)
+    pixels = ()
+    for row in tl.static_range(sides[1]):
+        for column in tl.static_range(sides[1]):
+            there = (top + row >= 0) & (top + row < images.h) & (left + column >= 0) & (left + column < images.w)
+            place = pointers + row * images.stride_h + column * images.stride_w
+            pixels += (tl.load(place, mask=inside & there, other=0.0).to(tl.float32),)
+    return pixels
 
 
 @triton.jit
@@ -176,7 +146,9 @@ def _transform_filters(weight, result, strides, plan: tl.constexpr, rotated: tl.
             tile += (tl.load(filters + r * stride_r + s * stride_s, mask=inside, other=0.0).to(tl.float32),)
     points = _on_both_sides(plan.of_filter, tile, taps)
     for point in tl.static_range(len(points)):
-        tl.store(result + point * c * k + pair, points[point].to(result.dtype.element_ty), mask=inside)
+        tl.store(
+            result + point * tl.cast(c, tl.int64) * k + pair, points[point].to(result.dtype.element_ty), mask=inside
+        )
 
 
 @triton.jit(do_not_specialize=["places"])
@@ -186,34 +158,36 @@ def _convolve(tensors, channels, places, plan: tl.constexpr):
     tile = tl.program_id(0) // blocks * plan.rows + tl.arange(0, plan.rows)
     k = tl.program_id(0) % blocks * plan.columns + tl.arange(0, plan.columns)
     sums = _zeros(plan.n * plan.n, plan.rows, plan.columns)
+    sides: tl.constexpr = (plan.m, plan.n)
+    plane = tl.cast(channels.c, tl.int64) * channels.k
     # Read a step ahead. Pixels that come from the step before keep the transform out of tl.dot's own layout, where each
     # warp would do all of it again (Triton 3.8).
     c = tl.arange(0, plan.step)
-    pixels = _image_tiles(tensors.images, channels, places, tile[:, None], c[None, :], plan.m, plan.n)
+    pixels = _loaded(tensors.images, places.images, places, tile[:, None], c[None, :], sides)
     for start in range(0, channels.c, plan.step):
         c = start + tl.arange(0, plan.step)
         points = _on_both_sides(plan.of_input, pixels, plan.n)
-        pixels = _image_tiles(tensors.images, channels, places, tile[:, None], c[None, :] + plan.step, plan.m, plan.n)
+        pixels = _loaded(tensors.images, places.images, places, tile[:, None], c[None, :] + plan.step, sides)
         inside = (c < channels.c)[:, None] & (k < channels.k)[None, :]
         filters = tensors.other + c[:, None] * channels.k + k[None, :]
         added = ()
         for point in tl.static_range(plan.n * plan.n):
-            factor = tl.load(filters + point * channels.c * channels.k, mask=inside, other=0.0)
+            factor = tl.load(filters + point * plane, mask=inside, other=0.0)
             added += (tl.dot(points[point].to(factor.dtype), factor, sums[point], input_precision=plan.precision),)
         sums = added
     results = _on_both_sides(plan.of_output, sums, plan.n)
     bias = tl.zeros((plan.columns,), tl.float32)
     if tensors.bias is not None:
         bias += tl.load(tensors.bias + k, mask=k < channels.k, other=0.0).to(tl.float32)
-    image = tile // (places.down * places.across)
-    top, left = tile // places.across % places.down * plan.m, tile % places.across * plan.m
-    place = image * places.other_n + top * places.other_h + left * places.other_w
-    pointers = tensors.result + place[:, None] + k[None, :] * places.other_k
+    images = places.results
+    image, top, left = _corners(images, places, tile, plan.m)
+    place = image * images.stride_n + top * images.stride_h + left * images.stride_w
+    pointers = tensors.result + place[:, None] + k[None, :] * images.stride_c
     for row in tl.static_range(plan.m):
         for column in tl.static_range(plan.m):
-            there = (tile < places.tiles) & (top + row < places.out_h) & (left + column < places.out_w)
+            there = (tile < places.tiles) & (top + row < images.h) & (left + column < images.w)
             tl.store(
-                pointers + row * places.other_h + column * places.other_w,
+                pointers + row * images.stride_h + column * images.stride_w,
                 (results[row * plan.m + column] + bias[None, :]).to(tensors.result.dtype.element_ty),
                 mask=there[:, None] & (k < channels.k)[None, :],
             )
@@ -225,18 +199,18 @@ def _weight_sums(tensors, channels, places, plan: tl.constexpr, dtype: tl.conste
     blocks = tl.cdiv(channels.k, plan.columns)
     c = tl.program_id(0) // blocks * plan.rows + tl.arange(0, plan.rows)
     k = tl.program_id(0) % blocks * plan.columns + tl.arange(0, plan.columns)
-    taps: tl.constexpr = len(plan.of_filter[0])
+    m: tl.constexpr = len(plan.of_filter[0])
     first = tl.program_id(1) * places.share
     sums = _zeros(plan.n * plan.n, plan.rows, plan.columns)
     tile = first + tl.arange(0, plan.step)
-    pixels = _image_tiles(tensors.images, channels, places, tile[None, :], c[:, None], taps, plan.n)
-    grads = _grad_tiles(tensors.other, channels, places, tile[:, None], k[None, :], taps)
+    pixels = _loaded(tensors.images, places.images, places, tile[None, :], c[:, None], (m, plan.n))
+    grads = _loaded(tensors.other, places.results, places, tile[:, None], k[None, :], (m, m))
     for start in range(first, first + places.share, plan.step):
         points = _on_both_sides(plan.of_input, pixels, plan.n)
-        factors = _on_both_sides(plan.of_filter, grads, taps)
+        factors = _on_both_sides(plan.of_filter, grads, m)
         tile = start + plan.step + tl.arange(0, plan.step)
-        pixels = _image_tiles(tensors.images, channels, places, tile[None, :], c[:, None], taps, plan.n)
-        grads = _grad_tiles(tensors.other, channels, places, tile[:, None], k[None, :], taps)
+        pixels = _loaded(tensors.images, places.images, places, tile[None, :], c[:, None], (m, plan.n))
+        grads = _loaded(tensors.other, places.results, places, tile[:, None], k[None, :], (m, m))
         added = ()
         for point in tl.static_range(plan.n * plan.n):
             product = tl.dot(
@@ -252,74 +226,44 @@ def _weight_sums(tensors, channels, places, plan: tl.constexpr, dtype: tl.conste
         tl.store(pointers, results[tap], mask=inside)
 
 
-def forward(input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None, /) -> Tensor:
-    """Shapes: input (N, C, H, W), weight (K, C, 3, 3), bias (K,) or None -> (N, K, H', W')."""
-    corner = (shape.padding[0][0], shape.padding[1][0])
-    output = empty(shape.output_size, input)
-    _convolution(input, _transformed(weight, rotated=False), bias, output, corner)
-    return output
+def check(shape: ConvShape) -> None:
+    """Raises: UnsupportedShape, with the reason."""
+    check_allowed(
+        "winograd in Triton",
+        ("filter", (shape.r, shape.s), (TAPS, TAPS)),
+        ("stride", shape.stride, (1, 1)),
+        ("dilation", shape.dilation, (1, 1)),
+        ("groups", shape.groups, 1),
+    )
 
 
-def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
-    """Shapes: grad_output (N, K, H', W'), weight (K, C, 3, 3) -> (N, C, H, W)."""
-    corner = (_TAPS - 1 - shape.padding[0][0], _TAPS - 1 - shape.padding[1][0])
-    gradient = empty(shape.input_size, grad_output)
-    _convolution(grad_output, _transformed(weight.transpose(0, 1), rotated=True), None, gradient, corner)
-    return gradient
+def passes(m: int) -> Passes:
+    """With tiles of m x m results: F(m x m, 3 x 3)."""
+
+    def forward(input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None, /) -> Tensor:
+        plan, output = plan_of(m, input.dtype), empty(shape.output_size, input)
+        corner = (shape.padding[0][0], shape.padding[1][0])
+        _convolution(plan, input, _transformed(plan, weight, rotated=False), bias, output, corner)
+        return output
+
+    def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+        plan, gradient = plan_of(m, grad_output.dtype), empty(shape.input_size, grad_output)
+        corner = (TAPS - 1 - shape.padding[0][0], TAPS - 1 - shape.padding[1][0])
+        filters = _transformed(plan, weight.transpose(0, 1), rotated=True)
+        _convolution(plan, grad_output, filters, None, gradient, corner)
+        return gradient
+
+    def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Tensor:
+        return _weight_gradient(plan_of_gradient(m, input.dtype), grad_output, input, shape)
+
+    return Passes(check, forward, input_gradient, weight_gradient)
 
 
-def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Tensor:
-    """Shapes: grad_output (N, K, H', W'), input (N, C, H, W) -> (K, C, 3, 3)."""
-    plan, input, grad_output = plan_of_gradient(input.dtype), laid_out(input, "nhwc"), laid_out(grad_output, "nhwc")
-    programs = triton.cdiv(shape.c, plan.rows) * triton.cdiv(shape.k, plan.columns)
-    places = _places(input, grad_output, (shape.padding[0][0], shape.padding[1][0]), len(plan.of_filter[0]))
-    steps = triton.cdiv(places.tiles, plan.step)
-    share = triton.cdiv(steps, parts(programs, steps))
-    sums = input.new_empty(triton.cdiv(steps, share), _TAPS, _TAPS, shape.c, shape.k, dtype=torch.float32)
-    with torch.cuda.device_of(input):
-        _weight_sums[(programs, len(sums))](
-            _Tensors(input, grad_output, None, sums),
-            _Channels(shape.c, shape.k),
-            places._replace(share=share * plan.step),
-            plan,
-            _TYPES[input.dtype],
-            num_warps=plan.warps,
-            num_stages=1,
-        )
-    return sums.sum(0).permute(3, 2, 0, 1).to(input.dtype)
+SMALL, PASSES = passes(2), passes(4)
 
 
-_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
-@functools.cache
-def plan_of(dtype: torch.dtype) -> Plan:
-    """For images: `rows` tiles and `columns` filters, `step` channels. What fits registers; not yet measured."""
-    if dtype == torch.float32:
-        return _plan(4, _TAPS, dtype, rows=16, columns=32, step=8, warps=4)
-    return _plan(2, _TAPS, dtype, rows=32, columns=64, step=16, warps=8)
-
-
-@functools.cache
-def plan_of_gradient(dtype: torch.dtype) -> Plan:
-    """For weights: `rows` input and `columns` output channels, `step` tiles."""
-    if dtype == torch.float32:
-        return _plan(_TAPS, 4, dtype, rows=16, columns=32, step=8, warps=8)
-    return _plan(_TAPS, 2, dtype, rows=32, columns=64, step=16, warps=8)
-
-
-def _plan(m: int, taps: int, dtype: torch.dtype, *, rows: int, columns: int, step: int, warps: int) -> Plan:
-    of_output, of_filter, of_input = map(_floats, matrices(m, taps))
-    return Plan(m, m + taps - 1, of_output, of_filter, of_input, rows, columns, step, precision(dtype), warps)
-
-
-def _floats(rows: Rows) -> Floats:
-    return tuple(tuple(float(value) for value in row) for row in rows)
-
-
-def _transformed(weight: Tensor, *, rotated: bool) -> Tensor:
+def _transformed(plan: Plan, weight: Tensor, *, rotated: bool) -> Tensor:
     """Shapes: (K, C, 3, 3) -> (n n, C, K)."""
-    plan = plan_of(weight.dtype)
     k, c = weight.shape[:2]
     result = weight.new_empty(plan.n * plan.n, c, k)
     with torch.cuda.device_of(weight):
@@ -329,12 +273,14 @@ def _transformed(weight: Tensor, *, rotated: bool) -> Tensor:
     return result
 
 
-def _convolution(images: Tensor, filters: Tensor, bias: Tensor | None, result: Tensor, corner: Pair) -> None:
+def _convolution(
+    plan: Plan, images: Tensor, filters: Tensor, bias: Tensor | None, result: Tensor, corner: Pair
+) -> None:
     """Shapes: images (N, C, H, W), filters (n n, C, K), bias (K,) -> result (N, K, H', W').
 
     `corner`: zeros above and left of the images, or less than 0 to leave out pixels.
     """
-    plan, images = plan_of(images.dtype), laid_out(images, "nhwc")
+    images = laid_out(images, "nhwc")
     _, c, k = filters.shape
     places = _places(images, result, corner, plan.m)
     programs = triton.cdiv(places.tiles, plan.rows) * triton.cdiv(k, plan.columns)
@@ -349,9 +295,31 @@ def _convolution(images: Tensor, filters: Tensor, bias: Tensor | None, result: T
         )
 
 
+def _weight_gradient(plan: Plan, grad_output: Tensor, input: Tensor, shape: ConvShape) -> Tensor:
+    input, grad_output = laid_out(input, "nhwc"), laid_out(grad_output, "nhwc")
+    programs = triton.cdiv(shape.c, plan.rows) * triton.cdiv(shape.k, plan.columns)
+    places = _places(input, grad_output, (shape.padding[0][0], shape.padding[1][0]), len(plan.of_filter[0]))
+    steps = triton.cdiv(places.tiles, plan.step)
+    share = triton.cdiv(steps, parts(programs, steps))
+    sums = input.new_empty(triton.cdiv(steps, share), TAPS, TAPS, shape.c, shape.k, dtype=torch.float32)
+    with torch.cuda.device_of(input):
+        _weight_sums[(programs, len(sums))](
+            _Tensors(input, grad_output, None, sums),
+            _Channels(shape.c, shape.k),
+            places._replace(share=share * plan.step),
+            plan,
+            _TYPES[input.dtype],
+            num_warps=plan.warps,
+            num_stages=1,
+        )
+    return sums.sum(0).permute(3, 2, 0, 1).to(input.dtype)
+
+
 def _places(images: Tensor, results: Tensor, corner: Pair, of_tile: int) -> _Places:
-    """`of_tile`: results in a row of a tile."""
-    (n, _, height, width), (_, _, h, w) = results.shape, images.shape
-    down, across = triton.cdiv(height, of_tile), triton.cdiv(width, of_tile)
-    strides = (*images.stride(), *results.stride())
-    return _Places(n * down * across, down, across, corner[0], corner[1], h, w, height, width, 0, *strides)
+    """`of_tile`: results along a tile."""
+    down, across = (triton.cdiv(size, of_tile) for size in results.shape[2:])
+    around = [
+        _Images(*begin, each.shape[1], each.shape[2], each.shape[3], *each.stride())
+        for each, begin in ((images, corner), (results, (0, 0)))
+    ]
+    return _Places(results.shape[0] * down * across, down, across, 0, *around)

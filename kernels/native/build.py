@@ -16,7 +16,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-Wall", "-Wextra")
@@ -29,8 +30,15 @@ class NotBuilt(Exception):
     """There is no library; the message says why, in words for a user."""
 
 
-def load(source: Path, libraries: tuple[str, ...] = (), flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+def load(
+    source: Path,
+    libraries: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+    headers: Mapping[str, str] = types.MappingProxyType({}),
+) -> ctypes.CDLL:
     """The library of a source, compiled with `flags` beside FLAGS and linked with `libraries` if the cache has none.
+
+    `headers`: name -> text of what it includes and is not beside it.
 
     Raises: NotBuilt without a compiler, a header or a library that it needs, or a folder to write to.
     """
@@ -38,10 +46,10 @@ def load(source: Path, libraries: tuple[str, ...] = (), flags: tuple[str, ...] =
     if compiler is None:
         raise NotBuilt(f"no C compiler on the PATH (looked for {', '.join(COMPILERS)})")
     arguments = [*FLAGS, *flags, "-x", "c", str(source), *(f"-l{library}" for library in libraries)]
-    path = cache_folder() / f"{source.stem}-{_key(source, compiler, arguments)}.so"
+    path = cache_folder() / f"{source.stem}-{_key(source, compiler, arguments, headers)}.so"
     try:
         if not path.exists():
-            _compile([compiler, *arguments], path)
+            _compile([compiler, *arguments], headers, path)
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NotBuilt(f"{path} could not be written or loaded: {error}") from error
@@ -62,19 +70,21 @@ def cache_folder() -> Path:
     return (Path(named) if Path(named).is_absolute() else Path("~/.cache").expanduser()) / "convoy"
 
 
-def _key(source: Path, compiler: str, arguments: list[str]) -> str:
+def _key(source: Path, compiler: str, arguments: list[str], texts: Mapping[str, str]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     flags = [argument for argument in arguments if argument != str(source)]
     headers = (path.read_text() for path in sorted(source.parent.glob("*.h")))
-    parts = (source.read_text(), *headers, version, *flags, platform.machine())
+    parts = (source.read_text(), *headers, *texts.values(), version, *flags, platform.machine())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(command: list[str], path: Path) -> None:
+def _compile(command: list[str], headers: Mapping[str, str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as folder:
+        for name, text in headers.items():
+            (Path(folder) / name).write_text(text)
         built = Path(folder) / path.name
-        done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True)
+        done = subprocess.run([*command, f"-I{folder}", "-o", str(built)], capture_output=True, text=True)
         if done.returncode != 0:
             raise NotBuilt(f"{path.name} does not compile: {_first_error(done.stderr)}")
         built.replace(path)

@@ -10,6 +10,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define WIDTH 16
 #else
@@ -27,11 +31,25 @@ INLINE vec load(const float *from) { return *(const vec *)from; }
 INLINE void store(float *to, vec value) { *(vec *)to = value; }
 INLINE vec splat(float value) { return value - (vec){0}; }
 
+/* Past the caches, to a place that begins a vector. */
+#if defined(__AVX512F__)
+#define STREAM(to, value) _mm512_stream_ps(to, (__m512)(value))
+#define FENCE() _mm_sfence()
+#elif defined(__AVX__)
+#define STREAM(to, value) _mm256_stream_ps(to, (__m256)(value))
+#define FENCE() _mm_sfence()
+#else
+#define STREAM(to, value) store(to, value)
+#define FENCE() (void)0
+#endif
+
 INLINE vec load_part(const float *from, int many) {
   vec value = {0};
   memcpy(&value, from, (size_t)many * sizeof(float));
   return value;
 }
+
+INLINE void store_part(float *to, vec value, int many) { memcpy(to, &value, (size_t)many * sizeof(float)); }
 
 /* Floats from one plane to the next: not a multiple of 4 KiB, at which many would share one set of the cache. */
 INLINE size_t apart(size_t floats) { return (floats + 15) / 16 * 16 + 16; }
@@ -62,10 +80,33 @@ INLINE void transpose_8x8(const float *from, size_t from_step, float *to, size_t
   }
 }
 
+/* to[j * to_step + i] = from[i * from_step + j] for i < rows, j < columns */
+static void transpose(const float *from, size_t from_step, size_t rows, size_t columns, float *to, size_t to_step) {
+  for (size_t i = 0; i < rows; i += 8) {
+    size_t j = 0;
+    for (; i + 8 <= rows && j + 8 <= columns; j += 8)
+      transpose_8x8(from + i * from_step + j, from_step, to + j * to_step + i, to_step);
+    for (size_t end = i + 8 < rows ? i + 8 : rows; j < columns; j++)
+      for (size_t row = i; row < end; row++) to[j * to_step + row] = from[row * from_step + j];
+  }
+}
+
+/* Ask for huge pages where a result is about to be written for the first time: a page of 4 KiB costs as much time as
+   the kernel takes for what stands on it. */
+static void prefer_huge(float *to, size_t floats) {
+#if defined(MADV_HUGEPAGE)
+  const uintptr_t huge = (uintptr_t)2 << 20, begin = ((uintptr_t)to + huge - 1) / huge * huge;
+  const uintptr_t end = ((uintptr_t)to + floats * sizeof(float)) / huge * huge;
+  if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+  (void)to, (void)floats;
+#endif
+}
+
 /* Memory that the calling thread keeps, on huge pages where there are any; NULL if there is none. */
 static float *scratch(int purpose, size_t floats) {
-  static _Thread_local float *kept[2];
-  static _Thread_local size_t size[2];
+  static _Thread_local float *kept[3];
+  static _Thread_local size_t size[3];
   if (floats > size[purpose]) {
     const size_t huge = (size_t)2 << 20, bytes = (floats * sizeof(float) / huge + 1) * huge;
     free(kept[purpose]);

@@ -1,6 +1,8 @@
 """Kernels in C for the vectors of this CPU, the tensors that they take, and what they return."""
 
 import ctypes
+import types
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,12 +11,31 @@ from torch import Tensor
 from kernels.native import build
 
 
-def load_kernel(name: str) -> ctypes.CDLL:
-    """The library of native/NAME.c, for the vectors that torch uses on this CPU. Raises: build.NotBuilt."""
+class Layout(ctypes.Structure):
+    """Floats from an image, a channel, a row and a column to the next."""
+
+    _fields_ = [(name, ctypes.c_long) for name in ("n", "c", "h", "w")]
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Layout":
+        """Shapes: images (N, C, H, W)."""
+        return cls(*images.stride())
+
+
+def in_lines(images: Tensor) -> Tensor:
+    """The images with channels or columns side by side, copied unless they lie so. Shapes: (N, C, H, W) -> the same."""
+    return images if 1 in (images.stride(1), images.stride(3)) else images.contiguous()
+
+
+def load_kernel(name: str, headers: Mapping[str, str] = types.MappingProxyType({})) -> ctypes.CDLL:
+    """The library of native/NAME.c, for the vectors that torch uses on this CPU. Raises: build.NotBuilt.
+
+    `headers`: name -> text, of those that are not files.
+    """
     vectors = {"AVX512": ("-mavx512f", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
     of_cpu = vectors.get(torch.backends.cpu.get_cpu_capability(), ())
     flags = ("-fopenmp", "-ffp-contract=fast", *of_cpu)
-    return build.load(Path(__file__).parent / f"{name}.c", flags=flags)
+    return build.load(Path(__file__).parent / f"{name}.c", flags=flags, headers=headers)
 
 
 def unless(failed: int, result: Tensor, algorithm: str) -> Tensor:

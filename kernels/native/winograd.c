@@ -1,412 +1,582 @@
-/* Winograd's F(4x4, 3x3) with its gradients, fp32, for images in NHWC.
+/* Winograd's convolution F(OUT_H x OUT_W, TAPS_H x TAPS_W) with its gradients, fp32, in either memory layout.
 
-   A block of tiles at a time, so that all between image and result stays in cache: tiles are transformed (B^T d B), the
-   36 points multiplied by the transformed filters as 36 small matrix products, and the products transformed back
-   (A^T m A) and written past the cache. The weight gradient is F(3x3, 4x4), with the same points: 0, +-5/8, +-3/2 and
-   infinity (kernels/winograd_points.py derives the matrices).
+   A block of tiles at a time, so that all between images and results stays in cache: tiles are transformed (B^T d B), the
+   values of each point multiplied by the transformed filters as a small matrix product, and the products transformed
+   back (A^T m A) and written past the cache, while the pixels of the next block are fetched. Where there are few tiles
+   and many filters it is the filters' turn to come in blocks: each panel is transformed, used and forgotten. The weight
+   gradient is F(TAPS, OUT), with the same points: products of pixels and gradients summed over the tiles.
 
-   Written with the compiler's vectors, WIDTH floats each: AVX-512, AVX2, or pairs of what else there is. Thread-safe:
-   each thread keeps memory of its own to work in, which it never gives back.
+   Images with rows side by side (NCHW) are turned a block at a time, through a strip that stays in cache.
+
+   winograd_transforms.h, with the sizes and the five transforms of an axis, is written by kernels/winograd_code.py.
+   Thread-safe: each thread keeps memory of its own to work in, which it never gives back. Results do not depend on the
+   number of threads.
 
    Source: Lavin & Gray 2015 (arXiv:1509.09308), section 4. */
 
 #define _GNU_SOURCE
-#include "vectors.h"
+#include "gemm.h"
+#include "winograd_transforms.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#define SIDE_H (OUT_H + TAPS_H - 1)
+#define SIDE_W (OUT_W + TAPS_W - 1)
+#define POINTS (SIDE_H * SIDE_W)
+#define TAPS (TAPS_H * TAPS_W)
+#define UNROLL _Pragma("GCC unroll 8")
 
-#define PANEL (2 * WIDTH) /* filters side by side in the transformed weights */
-#define SIDE 6            /* of an input tile: F(4x4, 3x3) */
-#define POINTS (SIDE * SIDE)
-#define OUT 4 /* of a tile of results */
-#define CHUNK 256 /* channels: with more, a panel of filters leaves the first cache */
-#define A 0.625f
-#define B 1.5f
+#define CACHE_2 (1 << 20)     /* bytes of a core's second cache */
+#define CACHE_3 (16 << 20)    /* bytes of the third that one call may count on */
+#define SOME_CHANNELS 16      /* transformed together when filters are read or written */
+#define SLICES 16             /* sums of weight gradients made apart, whatever the number of threads */
+#define SUMS (64 << 20)       /* bytes that these may take in all */
+#define TILES_OF_GRADIENT 512 /* at a time, where a sum is too large to have several */
 
-static const float P = A * A, Q = B * B;
-
-/* B^T d of one column. */
-INLINE void input_1d(const vec d[SIDE], vec out[SIDE]) {
-  const vec even_a = d[4] - Q * d[2], odd_a = A * (d[3] - Q * d[1]);
-  const vec even_b = d[4] - P * d[2], odd_b = B * (d[3] - P * d[1]);
-  out[0] = P * Q * d[0] - (P + Q) * d[2] + d[4];
-  out[1] = even_a + odd_a;
-  out[2] = even_a - odd_a;
-  out[3] = even_b + odd_b;
-  out[4] = even_b - odd_b;
-  out[5] = P * Q * d[1] - (P + Q) * d[3] + d[5];
-}
-
-/* A^T m of one column. */
-INLINE void output_1d(const vec m[SIDE], vec out[OUT]) {
-  const vec plus_a = m[1] + m[2], minus_a = A * (m[1] - m[2]);
-  const vec plus_b = m[3] + m[4], minus_b = B * (m[3] - m[4]);
-  out[0] = m[0] + plus_a + plus_b;
-  out[1] = minus_a + minus_b;
-  out[2] = P * plus_a + Q * plus_b;
-  out[3] = P * minus_a + Q * minus_b + m[5];
-}
-
-/* G g of one column. */
-INLINE void weight_1d(const vec g[3], vec out[SIDE]) {
-  const float f0 = 1 / (P * Q), fa = 1 / (2 * P * (P - Q)), fb = 1 / (2 * Q * (Q - P));
-  const vec even_a = fa * (g[0] + P * g[2]), odd_a = fa * A * g[1];
-  const vec even_b = fb * (g[0] + Q * g[2]), odd_b = fb * B * g[1];
-  out[0] = f0 * g[0];
-  out[1] = even_a + odd_a;
-  out[2] = even_a - odd_a;
-  out[3] = even_b + odd_b;
-  out[4] = even_b - odd_b;
-  out[5] = g[2];
-}
-
-#define TRANSFORM(name, one_d, FROM, TO)                                 \
-  INLINE void name(const vec in[FROM][FROM], vec out[TO][TO]) {          \
-    vec half[TO][FROM];                                                  \
-    for (int j = 0; j < FROM; j++) {                                     \
-      vec column[FROM], made[TO];                                        \
-      for (int i = 0; i < FROM; i++) column[i] = in[i][j];               \
-      one_d(column, made);                                               \
-      for (int i = 0; i < TO; i++) half[i][j] = made[i];                 \
-    }                                                                    \
-    for (int i = 0; i < TO; i++) one_d(half[i], out[i]);                 \
+#define TRANSFORM(name, of_columns, of_rows, FROM_H, FROM_W, TO_H, TO_W)         \
+  INLINE void name(const vec in[FROM_H][FROM_W], vec out[TO_H][TO_W]) {          \
+    vec half[TO_H][FROM_W];                                                      \
+    UNROLL for (int j = 0; j < FROM_W; j++) {                                    \
+      vec column[FROM_H], made[TO_H];                                            \
+      UNROLL for (int i = 0; i < FROM_H; i++) column[i] = in[i][j];              \
+      of_columns(column, made);                                                  \
+      UNROLL for (int i = 0; i < TO_H; i++) half[i][j] = made[i];                \
+    }                                                                            \
+    UNROLL for (int i = 0; i < TO_H; i++) of_rows(half[i], out[i]);              \
   }
-TRANSFORM(input_2d, input_1d, SIDE, SIDE)
-TRANSFORM(output_2d, output_1d, SIDE, OUT)
-TRANSFORM(weight_2d, weight_1d, 3, SIDE)
+TRANSFORM(input_2d, input_h, input_w, SIDE_H, SIDE_W, SIDE_H, SIDE_W)
+TRANSFORM(filter_2d, filter_h, filter_w, TAPS_H, TAPS_W, SIDE_H, SIDE_W)
+TRANSFORM(output_2d, output_h, output_w, SIDE_H, SIDE_W, OUT_H, OUT_W)
+TRANSFORM(spread_2d, spread_h, spread_w, OUT_H, OUT_W, SIDE_H, SIDE_W)
+TRANSFORM(gradient_2d, gradient_h, gradient_w, SIDE_H, SIDE_W, TAPS_H, TAPS_W)
 
-static int panels(int filters) { return (filters + PANEL - 1) / PANEL; }
-
-/* (K, C, 3, 3), in any order of K and C -> [36][K / PANEL][C][PANEL] */
-static void transform_filters(const float *w, long stride_k, long stride_c, int K, int C, int rotate, float *u,
-                              int threads) {
-  const size_t point = apart((size_t)panels(K) * (size_t)C * PANEL);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int panel = 0; panel < panels(K); panel++)
-    for (int c = 0; c < C; c++) {
-      float taps[9][PANEL] = {{0}};
-      for (int k = 0; k < PANEL && panel * PANEL + k < K; k++) {
-        const float *from = w + (panel * PANEL + k) * stride_k + c * stride_c;
-        for (int t = 0; t < 9; t++) taps[rotate ? 8 - t : t][k] = from[t];
-      }
-      float *to = u + ((size_t)panel * (size_t)C + (size_t)c) * PANEL;
-      for (int half = 0; half < PANEL; half += WIDTH) {
-        vec in[3][3], out[SIDE][SIDE];
-        for (int t = 0; t < 9; t++) in[t / 3][t % 3] = load(&taps[t][half]);
-        weight_2d(in, out);
-        for (int p = 0; p < POINTS; p++) store(to + (size_t)p * point + half, out[p / SIDE][p % SIDE]);
-      }
-    }
-}
-
-/* m[rows][ldm] = v[rows][C] times one panel u[C][PANEL] */
-#define KERNEL(ROWS)                                                                                           \
-  static void multiply_##ROWS(const float *v, const float *u, float *m, int C, int chunk, int add, size_t ldm) {                   \
-    vec sum[ROWS][2];                                                                                          \
-    for (int r = 0; r < ROWS; r++) {                                                                           \
-      sum[r][0] = add ? load(m + (size_t)r * ldm) : (vec){0};                                                  \
-      sum[r][1] = add ? load(m + (size_t)r * ldm + WIDTH) : (vec){0};                                          \
-    }                                           \
-    for (int c = 0; c < chunk; c++, u += PANEL) {                                                                  \
-      const vec one = load(u), two = load(u + WIDTH);                                                          \
-      _Pragma("GCC unroll 16") for (int r = 0; r < ROWS; r++) {                                                \
-        const vec value = splat(v[(size_t)r * (size_t)C + (size_t)c]);                                         \
-        sum[r][0] += value * one;                                                                              \
-        sum[r][1] += value * two;                                                                              \
-      }                                                                                                        \
-    }                                                                                                          \
-    for (int r = 0; r < ROWS; r++) {                                                                           \
-      store(m + (size_t)r * ldm, sum[r][0]);                                                                   \
-      store(m + (size_t)r * ldm + WIDTH, sum[r][1]);                                                           \
-    }                                                                                                          \
-  }
-KERNEL(6) KERNEL(4) KERNEL(2) KERNEL(1)
-
-#define ROWS_OF(ROWS) \
-  for (; t + ROWS <= T; t += ROWS) \
-    multiply_##ROWS(v + (size_t)t * C + from, of_panel, m + (size_t)t * ldm + panel * PANEL, C, chunk, from > 0, ldm)
-
-static void multiply(const float *v, const float *u, float *m, int T, int C, int K) {
-  const size_t ldm = (size_t)panels(K) * PANEL;
-  for (int from = 0; from < C; from += CHUNK) {
-    const int chunk = C - from < CHUNK ? C - from : CHUNK;
-    for (int panel = 0; panel < panels(K); panel++) {
-      const float *of_panel = u + ((size_t)panel * C + from) * PANEL;
-      int t = 0;
-      ROWS_OF(6);
-      ROWS_OF(4);
-      ROWS_OF(2);
-      ROWS_OF(1);
-    }
-  }
-}
-
-/* What is convolved: images (n, h, w, c) to (n, out_h, out_w, k), `top` and `left` zeros before the first pixel. */
-struct sizes {
-  int n, h, w, c, top, left, out_h, out_w, k;
+/* Floats from an image, a channel, a row and a column to the next. */
+struct layout {
+  long n, c, h, w;
 };
+
+/* Images (n, c, h, w) to results (n, k, out_h, out_w), `top` and `left` zeros before the first pixel. */
+struct sizes {
+  int n, c, h, w, k, out_h, out_w, top, left;
+  struct layout x, y;
+};
+
+/* Filters lie at `at` + k * `k` + c * `c` + tap * `tap`: taps or channels are side by side. */
+struct filters {
+  const float *at;
+  long k, c, tap;
+  int rotated;
+};
+
+INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+/* Floats from one tile to the next, behind `channels` of them. */
+static size_t row_of(int channels) { return apart((size_t)channels); }
+
+/* Filters -------------------------------------------------------------------------------------------------------- */
+
+/* taps[c][t][k] of `count` channels from `c` on, and the filters of one panel. */
+static void read_filters(const struct filters *w, int k, int filters, int c, int count, float *taps) {
+  const float *from = w->at + k * w->k + c * w->c;
+  const size_t channel = TAPS * PANEL, rows = (size_t)smaller(PANEL, filters - k), many = (size_t)count;
+  if (rows < PANEL) memset(taps, 0, many * channel * sizeof(float));
+  if (w->tap == 1 && w->c == TAPS) {
+    transpose(from, (size_t)w->k, rows, many * TAPS, taps, PANEL);
+  } else if (w->tap == 1) {
+    for (size_t i = 0; i < many; i++)
+      transpose(from + (long)i * w->c, (size_t)w->k, rows, TAPS, taps + i * channel, PANEL);
+  } else if (w->c == 1) {
+    for (size_t t = 0; t < TAPS; t++)
+      transpose(from + (long)t * w->tap, (size_t)w->k, rows, many, taps + t * PANEL, channel);
+  } else {
+    for (size_t i = 0; i < many; i++)
+      for (size_t t = 0; t < TAPS; t++)
+        memcpy(taps + i * channel + t * PANEL, from + (long)i * w->c + (long)t * w->tap, rows * sizeof(float));
+  }
+}
+
+/* One panel of filters, of channels from `c` on -> u[point][c][PANEL]. `past`: past the caches. */
+static void transform_filters(const struct filters *w, int k, int filters, int c, int count, float *u, size_t point,
+                              int past) {
+  float taps[SOME_CHANNELS * TAPS * PANEL] __attribute__((aligned(64)));
+  read_filters(w, k, filters, c, count, taps);
+  for (int i = 0; i < count; i++, u += PANEL)
+    for (int half = 0; half < PANEL; half += WIDTH) {
+      vec in[TAPS_H][TAPS_W], out[SIDE_H][SIDE_W];
+      UNROLL for (int t = 0; t < TAPS; t++)
+        in[t / TAPS_W][t % TAPS_W] = load(taps + (i * TAPS + (w->rotated ? TAPS - 1 - t : t)) * PANEL + half);
+      filter_2d(in, out);
+      for (int p = 0; p < POINTS; p++) {
+        float *to = u + (size_t)p * point + half;
+        if (past)
+          STREAM(to, out[p / SIDE_W][p % SIDE_W]);
+        else
+          store(to, out[p / SIDE_W][p % SIDE_W]);
+      }
+    }
+}
+
+static size_t filters_point(int filters, int channels) {
+  return apart((size_t)panels(filters) * PANEL * (size_t)channels);
+}
+
+/* Floats of all transformed filters: [point][panel][c][PANEL]. */
+size_t convoy_winograd_room(int filters, int channels) { return POINTS * filters_point(filters, channels); }
+
+/* All filters, transformed; part of a parallel region. */
+static void transform_all(const struct filters *w, int filters, int channels, float *u) {
+  const size_t point = filters_point(filters, channels);
+  const int past = POINTS * point * sizeof(float) > CACHE_3;
+#pragma omp for schedule(static) collapse(2)
+  for (int panel = 0; panel < panels(filters); panel++)
+    for (int c = 0; c < channels; c += SOME_CHANNELS)
+      transform_filters(w, panel * PANEL, filters, c, smaller(SOME_CHANNELS, channels - c),
+                        u + ((size_t)panel * (size_t)channels + (size_t)c) * PANEL, point, past);
+  if (past) FENCE();
+}
+
+/* u: room for convoy_winograd_room floats. */
+void convoy_winograd_filters(const struct filters *w, int filters, int channels, float *u, int threads) {
+#pragma omp parallel num_threads(threads)
+  transform_all(w, filters, channels, u);
+}
+
+/* Tiles ---------------------------------------------------------------------------------------------------------- */
 
 struct tile {
   int n, row, column;
 };
 
-static int tiles_down(const struct sizes *s) { return (s->out_h + OUT - 1) / OUT; }
-static int tiles_across(const struct sizes *s) { return (s->out_w + OUT - 1) / OUT; }
+static int tiles_down(const struct sizes *s) { return (s->out_h + OUT_H - 1) / OUT_H; }
+static int tiles_across(const struct sizes *s) { return (s->out_w + OUT_W - 1) / OUT_W; }
 static int num_tiles(const struct sizes *s) { return s->n * tiles_down(s) * tiles_across(s); }
 
+/* Where the results of a tile begin. */
 static struct tile tile_at(const struct sizes *s, int number) {
   const int across = tiles_across(s), of_image = tiles_down(s) * across;
-  return (struct tile){number / of_image, number / across % tiles_down(s) * OUT, number % across * OUT};
+  return (struct tile){number / of_image, number / across % tiles_down(s) * OUT_H, number % across * OUT_W};
 }
 
-/* Where the channels of SIDE x SIDE pixels from (row, column) on lie; those outside of the image are `zeros`. */
-INLINE void pixels_at(const float **places, int side, const float *images, int h, int w, int c, struct tile at,
+/* Tiles from `number` on that are in one row of an image, `count` at most. */
+static int tiles_in_row(const struct sizes *s, int number, int count) {
+  return smaller(count, tiles_across(s) - number % tiles_across(s));
+}
+
+/* Pixels with their channels side by side: a part of an image from (row, column) on, which is of (h, w) in all. */
+struct view {
+  const float *at;
+  long by_h, by_w;
+  int row, column, h, w;
+};
+
+/* Where the channels of the pixels of a tile lie; those outside of the image are `zeros`. */
+INLINE void pixels_at(const float **places, int side_h, int side_w, const struct view *v, int row, int column,
                       const float *zeros) {
-  for (int p = 0; p < side * side; p++) {
-    const int i = at.row + p / side, j = at.column + p % side;
-    const int inside = i >= 0 && i < h && j >= 0 && j < w;
-    places[p] = inside ? images + (((size_t)at.n * (size_t)h + (size_t)i) * (size_t)w + (size_t)j) * (size_t)c : zeros;
-  }
-}
-
-enum { FILTERS = 0, TILES = 1 };
-
-/* Channels of one tile, WIDTH at a time, to `to` + group * group_step + point * point_step; zeros behind the last. */
-#define SPREAD_TILE(name, two_d, FROM)                                                                      \
-  INLINE void name(const float *const *px, int channels, float *to, size_t group_step, size_t point_step) { \
-    for (int c = 0; c < channels; c += WIDTH, to += group_step) {                                           \
-      vec in[FROM][FROM], out[SIDE][SIDE];                                                                  \
-      if (c + WIDTH <= channels) {                                                                          \
-        for (int p = 0; p < FROM * FROM; p++) in[p / FROM][p % FROM] = load(px[p] + c);                     \
-      } else {                                                                                              \
-        for (int p = 0; p < FROM * FROM; p++) {                                                             \
-          vec tail = {0};                                                                                   \
-          memcpy(&tail, px[p] + c, (size_t)(channels - c) * 4);                                             \
-          in[p / FROM][p % FROM] = tail;                                                                    \
-        }                                                                                                   \
-      }                                                                                                     \
-      two_d(in, out);                                                                                       \
-      for (int p = 0; p < POINTS; p++) store(to + (size_t)p * point_step, out[p / SIDE][p % SIDE]);         \
-    }                                                                                                       \
-  }
-SPREAD_TILE(spread_input, input_2d, SIDE)
-
-#if defined(__AVX512F__)
-#define STREAM(to, value) _mm512_stream_ps(to, (__m512)(value))
-#elif defined(__AVX__)
-#define STREAM(to, value) _mm256_stream_ps(to, (__m256)(value))
-#else
-#define STREAM(to, value) store(to, value)
-#endif
-
-/* Whole lines past the cache: two vectors of filters at a time. */
-INLINE void write_tile(const float *m, size_t mpoint, int K, int OW, int rows, int columns, float *y) {
-  const int aligned = ((uintptr_t)y % (4 * WIDTH) == 0) && K % WIDTH == 0;
-  int k = 0;
-  if (aligned)
-    for (; k + PANEL <= K; k += PANEL) {
-      vec in[SIDE][SIDE], out[2][OUT][OUT];
-      for (int half = 0; half < 2; half++) {
-        for (int p = 0; p < POINTS; p++) in[p / SIDE][p % SIDE] = load(m + p * mpoint + k + half * WIDTH);
-        output_2d(in, out[half]);
-      }
-      for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) {
-          float *to = y + ((size_t)i * OW + j) * K + k;
-          STREAM(to, out[0][i][j]);
-          STREAM(to + WIDTH, out[1][i][j]);
-        }
+  for (int i = 0; i < side_h; i++)
+    for (int j = 0; j < side_w; j++) {
+      const int at_h = row + i, at_w = column + j;
+      const int inside = at_h >= 0 && at_h < v->h && at_w >= 0 && at_w < v->w;
+      places[i * side_w + j] =
+          inside ? v->at + (at_h - v->row) * v->by_h + (at_w - v->column) * v->by_w : zeros;
     }
-  for (; k < K; k += WIDTH) {
-    vec in[SIDE][SIDE], out[OUT][OUT];
-    for (int p = 0; p < POINTS; p++) in[p / SIDE][p % SIDE] = load(m + p * mpoint + k);
-    output_2d(in, out);
-    const int many = K - k < WIDTH ? K - k : WIDTH;
-    for (int i = 0; i < rows; i++)
-      for (int j = 0; j < columns; j++) memcpy(y + ((size_t)i * OW + j) * K + k, &out[i][j], (size_t)many * 4);
-  }
 }
 
-/* One block of tiles, from images to results. */
-static void convolve_block(const float *x, const struct sizes *s, int first, int count, const float *u,
-                           float *v, size_t vpoint, float *m, size_t mpoint, const float *zeros, float *y) {
-  const int filters = panels(s->k) * PANEL;
-  const size_t upoint = apart((size_t)filters * (size_t)s->c);
-  for (int t = 0; t < count; t++) {
-    const float *places[POINTS];
-    struct tile at = tile_at(s, first + t);
-    at.row -= s->top;
-    at.column -= s->left;
-    pixels_at(places, SIDE, x, s->h, s->w, s->c, at, zeros);
-    /* Zeros behind the last channel lie where the next tile begins, which is yet to come, or behind the last tile. */
-    spread_input(places, s->c, v + (size_t)t * (size_t)s->c, WIDTH, vpoint);
+/* A part of image n, (h, w) in all: where it lies if channels are side by side, else turned into the strip. */
+static struct view viewed(const float *images, const struct layout *by, int channels, int n, int h, int w, int row,
+                          int rows, int column, int columns, float *strip) {
+  const float *image = images + n * by->n;
+  if (by->c == 1) return (struct view){image, by->h, by->w, 0, 0, h, w};
+  const int first_h = row > 0 ? row : 0, first_w = column > 0 ? column : 0;
+  const int height = smaller(row + rows, h) - first_h, width = smaller(column + columns, w) - first_w;
+  const size_t pixel = row_of(channels);
+  if (height > 0 && width > 0) {
+    const int whole = width == by->h;
+    for (int i = 0; i < (whole ? 1 : height); i++)
+      transpose(image + (first_h + i) * by->h + first_w, (size_t)by->c, (size_t)channels,
+                (size_t)(whole ? height * width : width), strip + (size_t)(i * width) * pixel, pixel);
   }
-  for (size_t p = 0; p < POINTS; p++) multiply(v + p * vpoint, u + p * upoint, m + p * mpoint, count, s->c, s->k);
-  for (int t = 0; t < count; t++) {
+  return (struct view){strip, width * (long)pixel, (long)pixel, first_h, first_w, h, w};
+}
+
+static size_t strip_of(int side_h, int side_w, int out_w, int tiles, int channels) {
+  return (size_t)(side_h * (tiles * out_w + side_w - out_w)) * row_of(channels);
+}
+
+/* Channels of one tile, WIDTH at a time, to `to` + point * point_step; zeros behind the last. */
+#define SPREAD_TILE(name, two_d, FROM_H, FROM_W)                                                   \
+  INLINE void name(const float *const *px, int channels, float *to, size_t point_step) {          \
+    for (int c = 0; c < channels; c += WIDTH, to += WIDTH) {                                       \
+      vec in[FROM_H][FROM_W], out[SIDE_H][SIDE_W];                                                 \
+      if (c + WIDTH <= channels) {                                                                 \
+        UNROLL for (int i = 0; i < FROM_H; i++)                                                    \
+          UNROLL for (int j = 0; j < FROM_W; j++) in[i][j] = load(px[i * FROM_W + j] + c);         \
+      } else {                                                                                     \
+        for (int i = 0; i < FROM_H; i++)                                                           \
+          for (int j = 0; j < FROM_W; j++) in[i][j] = load_part(px[i * FROM_W + j] + c, channels - c); \
+      }                                                                                            \
+      two_d(in, out);                                                                              \
+      UNROLL for (int i = 0; i < SIDE_H; i++)                                                      \
+        UNROLL for (int j = 0; j < SIDE_W; j++) store(to + (size_t)(i * SIDE_W + j) * point_step, out[i][j]); \
+    }                                                                                              \
+  }
+SPREAD_TILE(spread_pixels, input_2d, SIDE_H, SIDE_W)
+SPREAD_TILE(spread_gradients, spread_2d, OUT_H, OUT_W)
+
+/* Tiles of pixels from `first` on -> v[point][tile][row_of(c)] */
+static void spread_images(const struct sizes *s, const float *x, int first, int count, float *v, size_t point,
+                          float *strip, const float *zeros) {
+  for (int t = 0, many; t < count; t += many) {
+    many = tiles_in_row(s, first + t, count - t);
     const struct tile at = tile_at(s, first + t);
-    const int rows = s->out_h - at.row < OUT ? s->out_h - at.row : OUT;
-    const int columns = s->out_w - at.column < OUT ? s->out_w - at.column : OUT;
-    const size_t pixel = ((size_t)at.n * (size_t)s->out_h + (size_t)at.row) * (size_t)s->out_w + (size_t)at.column;
-    write_tile(m + (size_t)t * (size_t)filters, mpoint, s->k, s->out_w, rows, columns, y + pixel * (size_t)s->k);
+    const int row = at.row - s->top, column = at.column - s->left;
+    const struct view part =
+        viewed(x, &s->x, s->c, at.n, s->h, s->w, row, SIDE_H, column, many * OUT_W + SIDE_W - OUT_W, strip);
+    for (int i = 0; i < many; i++) {
+      const float *places[POINTS];
+      pixels_at(places, SIDE_H, SIDE_W, &part, row, column + i * OUT_W, zeros);
+      spread_pixels(places, s->c, v + (size_t)(t + i) * row_of(s->c), point);
+    }
   }
 }
 
-/* x (n, h, w, c), w (k, c, 3, 3) -> y (n, out_h, out_w, k). The filters lie at w + k * stride_k + c * stride_c, and are
-   rotated by 180 degrees for the gradient of the input. `block`: tiles at a time. Returns DONE or NO_MEMORY. */
-int convoy_winograd(const float *x, const struct sizes *s, const float *w, long stride_k, long stride_c, int rotate,
+/* Tiles of the results' gradient -> g[point][tile][row] */
+static void spread_results(const struct sizes *s, const float *dy, int first, int count, float *g, size_t point,
+                           size_t row, float *strip, const float *zeros) {
+  for (int t = 0, many; t < count; t += many) {
+    many = tiles_in_row(s, first + t, count - t);
+    const struct tile at = tile_at(s, first + t);
+    const struct view part = viewed(dy, &s->y, s->k, at.n, s->out_h, s->out_w, at.row, OUT_H, at.column, many * OUT_W, strip);
+    for (int i = 0; i < many; i++) {
+      const float *places[OUT_H * OUT_W];
+      pixels_at(places, OUT_H, OUT_W, &part, at.row, at.column + i * OUT_W, zeros);
+      spread_gradients(places, s->k, g + (size_t)(t + i) * row, point);
+    }
+  }
+}
+
+/* What the next block reads, of a share of its tiles. */
+static void fetch_images(const struct sizes *s, const float *x, int first, int from, int to) {
+  if (s->x.c != 1) return;
+  for (int t = from; t < to; t++) {
+    const struct tile at = tile_at(s, first + t);
+    for (int i = 0; i < SIDE_H; i++)
+      for (int j = SIDE_W - OUT_W; j < SIDE_W; j++) {
+        const int row = at.row - s->top + i, column = at.column - s->left + j;
+        if (row < 0 || row >= s->h || column < 0 || column >= s->w) continue;
+        const float *pixel = x + at.n * s->x.n + row * s->x.h + column * s->x.w;
+        for (int c = 0; c < s->c; c += 16) __builtin_prefetch(pixel + c, 0, 2);
+      }
+  }
+}
+
+/* Results -------------------------------------------------------------------------------------------------------- */
+
+/* One tile of results from products m[point][.], filters side by side, of which there are `filters`. */
+INLINE void write_tile(const float *m, size_t point, int filters, const float *bias, int rows, int columns, float *y,
+                       long by_h, long by_w, int past) {
+  for (int k = 0; k < filters; k += PANEL) {
+    vec out[2][OUT_H][OUT_W];
+    const int halves = k + WIDTH < filters ? 2 : 1;
+    for (int half = 0; half < halves; half++) {
+      vec in[SIDE_H][SIDE_W];
+      UNROLL for (int i = 0; i < SIDE_H; i++)
+        UNROLL for (int j = 0; j < SIDE_W; j++) in[i][j] = load(m + (size_t)(i * SIDE_W + j) * point + k + half * WIDTH);
+      output_2d(in, out[half]);
+    }
+    if (bias)
+      for (int half = 0; half < halves; half++) {
+        const int left = filters - k - half * WIDTH;
+        const vec added = left >= WIDTH ? load(bias + k + half * WIDTH) : load_part(bias + k + half * WIDTH, left);
+        UNROLL for (int i = 0; i < OUT_H; i++) UNROLL for (int j = 0; j < OUT_W; j++) out[half][i][j] += added;
+      }
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < columns; j++) {
+        float *to = y + i * by_h + j * by_w + k;
+        for (int half = 0; half < halves; half++) {
+          const int left = filters - k - half * WIDTH;
+          if (left < WIDTH)
+            store_part(to + half * WIDTH, out[half][i][j], left);
+          else if (past)
+            STREAM(to + half * WIDTH, out[half][i][j]);
+          else
+            store(to + half * WIDTH, out[half][i][j]);
+        }
+      }
+  }
+}
+
+/* Tiles of results from `first` on, of filters from `k` on; m[point][tile][row]. */
+static void write_results(const struct sizes *s, const float *m, size_t point, size_t row, int first, int count, int k,
+                          int filters, const float *bias, float *y, float *strip, int past) {
+  for (int t = 0, many; t < count; t += many) {
+    many = tiles_in_row(s, first + t, count - t);
+    const struct tile at = tile_at(s, first + t);
+    const int rows = smaller(OUT_H, s->out_h - at.row), width = smaller(many * OUT_W, s->out_w - at.column);
+    const int direct = s->y.c == 1;
+    float *to = y + at.n * s->y.n + k * s->y.c + at.row * s->y.h + at.column * s->y.w;
+    const size_t pixel = direct ? (size_t)s->y.w : row_of(filters), line = direct ? (size_t)s->y.h : (size_t)width * pixel;
+    for (int i = 0; i < many; i++)
+      write_tile(m + (size_t)(t + i) * row, point, filters, bias ? bias + k : NULL, rows, smaller(OUT_W, width - i * OUT_W),
+                 (direct ? to : strip) + (size_t)(i * OUT_W) * pixel, (long)line, (long)pixel, past && direct);
+    if (direct) continue;
+    const int whole = width == s->y.h;
+    for (int i = 0; i < (whole ? 1 : rows); i++)
+      transpose(strip + (size_t)i * line, pixel, (size_t)(whole ? rows * width : width), (size_t)filters,
+                to + i * s->y.h, (size_t)s->y.c);
+  }
+}
+
+/* Forward -------------------------------------------------------------------------------------------------------- */
+
+enum { FILTERS = 0, TILES = 1, SHARED = 2 };
+
+/* Blocks of tiles by all filters; part of a parallel region. Returns whether there was memory. */
+static int by_tiles(const struct sizes *s, const float *x, const float *u, const float *bias, float *y, int block,
+                    int past, const float *zeros) {
+  const int all = num_tiles(s), blocks = (all + block - 1) / block, of_panels = panels(s->k);
+  const size_t v_row = row_of(s->c), m_row = row_of(of_panels * PANEL);
+  const size_t v_point = apart((size_t)block * v_row), m_point = apart((size_t)block * m_row);
+  const size_t u_point = filters_point(s->k, s->c), u_panel = (size_t)s->c * PANEL;
+  float *v = scratch(TILES, POINTS * (v_point + m_point) + strip_of(SIDE_H, SIDE_W, OUT_W, block, s->c) +
+                                strip_of(OUT_H, OUT_W, OUT_W, block, s->k));
+  float *m = v + POINTS * v_point, *strip = m + POINTS * m_point;
+#pragma omp for schedule(dynamic)
+  for (int b = 0; b < blocks; b++) {
+    if (!v) continue;
+    const int first = b * block, count = smaller(block, all - first), next = first + count;
+    const int coming = smaller(block, all - next);
+    spread_images(s, x, first, count, v, v_point, strip, zeros);
+    for (int p = 0; p < POINTS; p++) {
+      const float *of_point = u + (size_t)p * u_point;
+      for (int panel = 0; panel < of_panels; panel++) {
+        const float *here = of_point + (size_t)panel * u_panel;
+        multiply_panel(v + (size_t)p * v_point, v_row, count, here, s->c, m + (size_t)p * m_point + panel * PANEL, m_row,
+                       panel + 1 < of_panels ? here + u_panel : p + 1 < POINTS ? of_point + u_point : u);
+      }
+      if (past) fetch_images(s, x, next, coming * p / POINTS, coming * (p + 1) / POINTS);
+    }
+    write_results(s, m, m_point, m_row, first, count, 0, s->k, bias, y, strip, past);
+  }
+  return v != NULL;
+}
+
+/* All tiles, then panels of filters; part of a parallel region. `u`: transformed filters, or NULL to do it here. */
+static int by_filters(const struct sizes *s, const float *x, const struct filters *w, const float *u, const float *bias,
+                      float *y, float *v, const float *zeros) {
+  const int all = num_tiles(s), across = tiles_across(s), some = across;
+  const size_t v_row = row_of(s->c), v_point = apart((size_t)all * v_row);
+  const size_t m_row = row_of(PANEL), m_point = apart((size_t)all * m_row), own = apart((size_t)s->c * PANEL);
+  const size_t strips = strip_of(SIDE_H, SIDE_W, OUT_W, some, s->c) + strip_of(OUT_H, OUT_W, OUT_W, all, PANEL);
+  float *m = scratch(TILES, POINTS * (m_point + (u ? 0 : own)) + strips);
+  float *filters = m + POINTS * m_point, *strip = filters + (u ? 0 : POINTS * own);
+#pragma omp for schedule(static)
+  for (int first = 0; first < all; first += some)
+    if (m) spread_images(s, x, first, smaller(some, all - first), v + (size_t)first * v_row, v_point, strip, zeros);
+#pragma omp for schedule(dynamic)
+  for (int panel = 0; panel < panels(s->k); panel++) {
+    if (!m) continue;
+    const float *of_panel = u ? u + (size_t)panel * (size_t)s->c * PANEL : filters;
+    const size_t u_point = u ? filters_point(s->k, s->c) : own;
+    for (int c = 0; !u && c < s->c; c += SOME_CHANNELS)
+      transform_filters(w, panel * PANEL, s->k, c, smaller(SOME_CHANNELS, s->c - c), filters + (size_t)c * PANEL, own, 0);
+    for (int p = 0; p < POINTS; p++)
+      multiply_panel(v + (size_t)p * v_point, v_row, all, of_panel + (size_t)p * u_point, s->c,
+                     m + (size_t)p * m_point, m_row, p + 1 < POINTS ? of_panel + (size_t)(p + 1) * u_point : NULL);
+    write_results(s, m, m_point, m_row, 0, all, panel * PANEL, smaller(PANEL, s->k - panel * PANEL), bias, y, strip, 0);
+  }
+  return m != NULL;
+}
+
+/* Whether results go past the caches: they are many, and whole lines. */
+static int goes_past(const struct sizes *s, const float *y) {
+  const size_t bytes = (size_t)s->n * (size_t)s->out_h * (size_t)s->out_w * (size_t)s->k * sizeof(float);
+  return bytes > CACHE_3 / 4 && (uintptr_t)y % (4 * WIDTH) == 0 && s->k % WIDTH == 0 && s->y.c == 1;
+}
+
+/* x (n, c, h, w), filters (k, c, TAPS_H, TAPS_W) -> y (n, k, out_h, out_w). `u`: of convoy_winograd_filters, or NULL;
+   `bias` (k), or NULL; `block`: tiles at a time, or 0 to take the filters in turn. Returns DONE or NO_MEMORY. */
+int convoy_winograd(const float *x, const struct sizes *s, const struct filters *w, const float *u, const float *bias,
                     float *y, int block, int threads) {
-  const int all = num_tiles(s), blocks = (all + block - 1) / block, filters = panels(s->k) * PANEL;
-  float *zeros = calloc((size_t)s->c + WIDTH, sizeof(float));
-  float *u = scratch(FILTERS, POINTS * apart((size_t)filters * (size_t)s->c));
-  int failed = !zeros || !u;
-  if (!failed) transform_filters(w, stride_k, stride_c, s->k, s->c, rotate, u, threads);
+  float *zeros = calloc((size_t)s->c + WIDTH, sizeof(float)), *shared = NULL;
+  const size_t v_floats = block ? 0 : POINTS * apart((size_t)num_tiles(s) * row_of(s->c));
+  if (block && !u) shared = scratch(FILTERS, convoy_winograd_room(s->k, s->c));
+  if (!block) shared = scratch(SHARED, v_floats);
+  int failed = !zeros || (!shared && !(block && u));
+  const int past = goes_past(s, y);
+  prefer_huge(y, (size_t)s->n * (size_t)s->out_h * (size_t)s->out_w * (size_t)s->k);
 #pragma omp parallel num_threads(threads) if (!failed)
-  {
-    const size_t vpoint = apart((size_t)block * (size_t)s->c), mpoint = apart((size_t)block * (size_t)filters);
-    float *v = failed ? NULL : scratch(TILES, POINTS * (vpoint + mpoint));
-    if (!v) {
+  if (!failed) {
+    if (block && !u) transform_all(w, s->k, s->c, shared);
+    const int done = block ? by_tiles(s, x, u ? u : shared, bias, y, block, past, zeros)
+                           : by_filters(s, x, w, u, bias, y, shared, zeros);
+    FENCE();
+    if (!done) {
 #pragma omp atomic write
       failed = 1;
     }
-#pragma omp for schedule(dynamic)
-    for (int b = 0; b < blocks; b++) {
-      const int first = b * block, count = first + block < all ? block : all - first;
-      if (v) convolve_block(x, s, first, count, u, v, vpoint, v + POINTS * vpoint, mpoint, zeros, y);
-    }
-#if defined(__x86_64__)
-    _mm_sfence();
-#endif
   }
   free(zeros);
   return failed ? NO_MEMORY : DONE;
 }
 
-/* A^T of F(3x3, 4x4), whose points are the same. */
-INLINE void gradient_1d(const vec m[SIDE], vec out[3]) {
-  const vec plus_a = m[1] + m[2], plus_b = m[3] + m[4];
-  out[0] = m[0] + plus_a + plus_b;
-  out[1] = A * (m[1] - m[2]) + B * (m[3] - m[4]);
-  out[2] = P * plus_a + Q * plus_b + m[5];
-}
+/* Weight gradient ------------------------------------------------------------------------------------------------ */
 
-/* G of F(3x3, 4x4) times 4 gradients of the output. */
-INLINE void spread_1d(const vec g[OUT], vec out[SIDE]) {
-  const float f0 = 1 / (P * Q), fa = 1 / (2 * P * (P - Q)), fb = 1 / (2 * Q * (Q - P));
-  const vec even_a = fa * (g[0] + P * g[2]), odd_a = fa * A * (g[1] + P * g[3]);
-  const vec even_b = fb * (g[0] + Q * g[2]), odd_b = fb * B * (g[1] + Q * g[3]);
-  out[0] = f0 * g[0];
-  out[1] = even_a + odd_a;
-  out[2] = even_a - odd_a;
-  out[3] = even_b + odd_b;
-  out[4] = even_b - odd_b;
-  out[5] = g[3];
-}
-TRANSFORM(gradient_2d, gradient_1d, SIDE, 3)
-TRANSFORM(spread_2d, spread_1d, OUT, SIDE)
-SPREAD_TILE(spread_output, spread_2d, OUT)
-
-#define ROWS_W (WIDTH / 2)
-
-/* sum[r][k] += v[t][r] * g[t][k] over t; v (T, WIDTH), g two panels of (T, WIDTH) */
-static void outer(const float *v, const float *g, const float *g2, int T, float *sum, size_t ld, int add) {
-  vec acc[ROWS_W][2];
-  for (int r = 0; r < ROWS_W; r++) {
-    acc[r][0] = add ? load(sum + r * ld) : (vec){0};
-    acc[r][1] = add ? load(sum + r * ld + WIDTH) : (vec){0};
+/* sum[ROWS][PANEL] (+)= v[t][ROWS] g[t][PANEL], summed over the tiles */
+#define SUM(ROWS)                                                                                                    \
+  static void sum_##ROWS(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, float *sum, size_t row, \
+                         int add) {                                                                                  \
+    vec acc[ROWS][2];                                                                                                \
+    for (size_t r = 0; r < ROWS; r++) {                                                                              \
+      acc[r][0] = add ? load(sum + r * row) : (vec){0};                                                              \
+      acc[r][1] = add ? load(sum + r * row + WIDTH) : (vec){0};                                                      \
+    }                                                                                                                \
+    for (int t = 0; t < tiles; t++, v += v_row, g += g_row) {                                                        \
+      const vec one = load(g), two = load(g + WIDTH);                                                                \
+      _Pragma("GCC unroll 8") for (int r = 0; r < ROWS; r++) {                                                       \
+        acc[r][0] += splat(v[r]) * one;                                                                              \
+        acc[r][1] += splat(v[r]) * two;                                                                              \
+      }                                                                                                              \
+    }                                                                                                                \
+    for (size_t r = 0; r < ROWS; r++) {                                                                              \
+      store(sum + r * row, acc[r][0]);                                                                               \
+      store(sum + r * row + WIDTH, acc[r][1]);                                                                       \
+    }                                                                                                                \
   }
-  for (int t = 0; t < T; t++, v += WIDTH, g += WIDTH, g2 += WIDTH) {
-    const vec one = load(g), two = load(g2);
-    _Pragma("GCC unroll 16") for (int r = 0; r < ROWS_W; r++) {
-      acc[r][0] += splat(v[r]) * one;
-      acc[r][1] += splat(v[r]) * two;
-    }
-  }
-  for (int r = 0; r < ROWS_W; r++) {
-    store(sum + r * ld, acc[r][0]);
-    store(sum + r * ld + WIDTH, acc[r][1]);
+SUM(6) SUM(5) SUM(4) SUM(3) SUM(2) SUM(1)
+
+/* Pixels v[tile][v_row] and gradients g[tile][g_row] of one point -> sum[c][row], of channels from `c` to `end`. */
+static void sum_products(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, int c, int end,
+                         int of_panels, float *sum, size_t row, int add) {
+  static void (*const last[])(const float *, size_t, const float *, size_t, int, float *, size_t, int) = {
+      NULL, sum_1, sum_2, sum_3, sum_4, sum_5};
+  for (int panel = 0; panel < of_panels; panel++) {
+    const float *of_panel = g + panel * PANEL;
+    float *to = sum + panel * PANEL;
+    int at = c;
+    for (; at + 6 <= end; at += 6) sum_6(v + at, v_row, of_panel, g_row, tiles, to + (size_t)at * row, row, add);
+    if (at < end) last[end - at](v + at, v_row, of_panel, g_row, tiles, to + (size_t)at * row, row, add);
   }
 }
 
-static int groups(int channels) { return (channels + WIDTH - 1) / WIDTH; }
-
-/* Two transformed sets of tiles, and their sums of products over tiles. Groups are of WIDTH channels. */
+/* What is summed, and where: v[point][tile][v_row], g[point][tile][g_row], sum[point][c][g_row]. */
 struct gradient {
-  const struct sizes *sizes;
-  int c_groups, k_groups;
-  size_t group, v_point, g_point, row, sum_point;
-  float *v, *g, *sum;
+  const struct sizes *s;
+  int of_panels, slices;
+  size_t v_row, g_row, sum_point;
 };
 
-static void spread_tile(const struct gradient *a, const float *x, const float *dy, int tile, int t, const float *zeros) {
-  const struct sizes *s = a->sizes;
-  const float *places[POINTS];
-  struct tile at = tile_at(s, tile);
-  pixels_at(places, OUT, dy, s->out_h, s->out_w, s->k, at, zeros);
-  spread_output(places, s->k, a->g + (size_t)t * WIDTH, a->group, a->g_point);
-  if (groups(s->k) < a->k_groups)
-    for (size_t p = 0; p < POINTS; p++)
-      memset(a->g + p * a->g_point + (size_t)(a->k_groups - 1) * a->group + (size_t)t * WIDTH, 0, sizeof(vec));
-  at.row -= s->top;
-  at.column -= s->left;
-  pixels_at(places, SIDE, x, s->h, s->w, s->c, at, zeros);
-  spread_input(places, s->c, a->v + (size_t)t * WIDTH, a->group, a->v_point);
+static struct gradient gradient_of(const struct sizes *s) {
+  struct gradient a = {.s = s, .of_panels = panels(s->k), .v_row = row_of(s->c)};
+  a.g_row = row_of(a.of_panels * PANEL);
+  a.sum_point = apart((size_t)s->c * a.g_row);
+  const size_t fit = SUMS / (POINTS * a.sum_point * sizeof(float));
+  const int worth = num_tiles(s) / 32;
+  a.slices = smaller(smaller(SLICES, (int)fit), worth) > 1 ? smaller(smaller(SLICES, (int)fit), worth) : 1;
+  return a;
 }
 
-static void sum_products(const struct gradient *a, int point, int c, int count, int add) {
-  const float *v = a->v + (size_t)point * a->v_point + (size_t)c * a->group;
-  const float *g = a->g + (size_t)point * a->g_point;
-  float *sum = a->sum + (size_t)point * a->sum_point + (size_t)c * WIDTH * a->row;
-  for (int k = 0; k < a->k_groups; k += 2, g += 2 * a->group, sum += PANEL)
-    for (size_t r = 0; r < WIDTH; r += ROWS_W) outer(v + r, g, g + a->group, count, sum + r * a->row, a->row, add);
+/* Gradients behind the last filter are read by whole panels: they must be numbers. */
+static void clear_behind(const struct gradient *a, float *g, size_t point, int tiles) {
+  const size_t used = (size_t)((a->s->k + WIDTH - 1) / WIDTH * WIDTH), left = (size_t)a->of_panels * PANEL - used;
+  for (size_t p = 0; left && p < POINTS; p++)
+    for (int t = 0; t < tiles; t++) memset(g + p * point + (size_t)t * a->g_row + used, 0, left * sizeof(float));
 }
 
-static void write_filters(const struct gradient *a, int k, float *dw) {
-  const int channels = a->sizes->c, filters = a->sizes->k;
-  for (int c = 0; c < channels; c++) {
-    vec in[SIDE][SIDE], out[3][3];
-    float taps[9][WIDTH];
-    for (size_t p = 0; p < POINTS; p++)
-      in[p / SIDE][p % SIDE] = load(a->sum + p * a->sum_point + (size_t)c * a->row + (size_t)k);
-    gradient_2d(in, out);
-    for (int p = 0; p < 9; p++) store(taps[p], out[p / 3][p % 3]);
-    for (int i = 0; i < WIDTH && k + i < filters; i++)
-      for (int p = 0; p < 9; p++) dw[((size_t)(k + i) * (size_t)channels + (size_t)c) * 9 + (size_t)p] = taps[p][i];
-  }
-}
-
-/* x (n, h, w, c), dy (n, out_h, out_w, k) -> dw (k, c, 3, 3). `chunk`: tiles at a time. Returns DONE or NO_MEMORY. */
-int convoy_winograd_weight_gradient(const float *x, const struct sizes *s, const float *dy, float *dw, int chunk,
-                                    int threads) {
-  struct gradient a = {.sizes = s, .c_groups = groups(s->c), .k_groups = 2 * panels(s->k)};
-  a.group = (size_t)chunk * WIDTH + 16;
-  a.v_point = apart(a.group * (size_t)a.c_groups);
-  a.g_point = apart(a.group * (size_t)a.k_groups);
-  a.row = (size_t)a.k_groups * WIDTH;
-  a.sum_point = apart((size_t)a.c_groups * WIDTH * a.row);
-  float *zeros = calloc((size_t)(s->c > s->k ? s->c : s->k) + WIDTH, sizeof(float));
-  a.v = scratch(TILES, POINTS * (a.v_point + a.g_point + a.sum_point));
-  if (!zeros || !a.v) {
-    free(zeros);
-    return NO_MEMORY;
-  }
-  a.g = a.v + POINTS * a.v_point;
-  a.sum = a.g + POINTS * a.g_point;
-  const int all = num_tiles(s);
-#pragma omp parallel num_threads(threads)
-  {
-    for (int first = 0; first < all; first += chunk) {
-      const int count = first + chunk < all ? chunk : all - first;
-#pragma omp for schedule(static)
-      for (int t = 0; t < count; t++) spread_tile(&a, x, dy, first + t, t, zeros);
-#pragma omp for schedule(dynamic) collapse(2)
-      for (int point = 0; point < POINTS; point++)
-        for (int c = 0; c < a.c_groups; c++) sum_products(&a, point, c, count, first > 0);
+/* A sum for each slice of the tiles; part of a parallel region. */
+static int sum_slices(const struct gradient *a, const float *x, const float *dy, float *sums, int block,
+                      const float *zeros) {
+  const struct sizes *s = a->s;
+  const size_t v_point = apart((size_t)block * a->v_row), g_point = apart((size_t)block * a->g_row);
+  const size_t strips = strip_of(SIDE_H, SIDE_W, OUT_W, block, s->c > s->k ? s->c : s->k);
+  float *v = scratch(TILES, POINTS * (v_point + g_point) + strips);
+  float *g = v + POINTS * v_point, *strip = g + POINTS * g_point;
+  const long all = num_tiles(s);
+#pragma omp for schedule(dynamic)
+  for (int slice = 0; slice < a->slices; slice++) {
+    const int begin = (int)(all * slice / a->slices), end = (int)(all * (slice + 1) / a->slices);
+    float *sum = sums + (size_t)slice * POINTS * a->sum_point;
+    for (int first = begin; v && first < end; first += block) {
+      const int count = smaller(block, end - first);
+      spread_images(s, x, first, count, v, v_point, strip, zeros);
+      spread_results(s, dy, first, count, g, g_point, a->g_row, strip, zeros);
+      clear_behind(a, g, g_point, count);
+      for (size_t p = 0; p < POINTS; p++)
+        sum_products(v + p * v_point, a->v_row, g + p * g_point, a->g_row, count, 0, s->c, a->of_panels,
+                     sum + p * a->sum_point, a->g_row, first > begin);
     }
+  }
+  return v != NULL;
+}
+
+/* One sum, whose points and channels the threads share; part of a parallel region. */
+static int sum_together(const struct gradient *a, const float *x, const float *dy, float *sum, float *v, int block,
+                        const float *zeros) {
+  const struct sizes *s = a->s;
+  const int all = num_tiles(s), some = tiles_across(s), part = 96;
+  const size_t v_point = apart((size_t)block * a->v_row), g_point = apart((size_t)block * a->g_row);
+  float *g = v + POINTS * v_point;
+  float *strip = scratch(TILES, strip_of(SIDE_H, SIDE_W, OUT_W, some, s->c > s->k ? s->c : s->k));
+  for (int first = 0; first < all; first += block) {
+    const int count = smaller(block, all - first);
 #pragma omp for schedule(static)
-    for (int k = 0; k < s->k; k += WIDTH) write_filters(&a, k, dw);
+    for (int t = 0; t < count; t += some)
+      if (strip) {
+        const int many = smaller(some, count - t);
+        spread_images(s, x, first + t, many, v + (size_t)t * a->v_row, v_point, strip, zeros);
+        spread_results(s, dy, first + t, many, g + (size_t)t * a->g_row, g_point, a->g_row, strip, zeros);
+        clear_behind(a, g + (size_t)t * a->g_row, g_point, many);
+      }
+#pragma omp for schedule(static) collapse(2)
+    for (int p = 0; p < POINTS; p++)
+      for (int c = 0; c < s->c; c += part)
+        sum_products(v + (size_t)p * v_point, a->v_row, g + (size_t)p * g_point, a->g_row, count, c,
+                     smaller(c + part, s->c), a->of_panels, sum + (size_t)p * a->sum_point, a->g_row, first > 0);
+  }
+  return strip != NULL;
+}
+
+/* The sums of WIDTH filters from `k` on and some channels, transformed back -> dw (k, c, TAPS_H, TAPS_W) */
+static void write_filters(const struct gradient *a, const float *sums, int k, int c, int count, float *dw) {
+  float taps[SOME_CHANNELS * TAPS * WIDTH] __attribute__((aligned(64)));
+  for (int i = 0; i < count; i++) {
+    vec in[SIDE_H][SIDE_W], out[TAPS_H][TAPS_W];
+    for (size_t p = 0; p < POINTS; p++) {
+      const float *from = sums + p * a->sum_point + (size_t)(c + i) * a->g_row + (size_t)k;
+      vec total = load(from);
+      for (size_t slice = 1; slice < (size_t)a->slices; slice++) total += load(from + slice * POINTS * a->sum_point);
+      in[p / SIDE_W][p % SIDE_W] = total;
+    }
+    gradient_2d(in, out);
+    for (int t = 0; t < TAPS; t++) store(taps + (i * TAPS + t) * WIDTH, out[t / TAPS_W][t % TAPS_W]);
+  }
+  const size_t filter = (size_t)a->s->c * TAPS;
+  transpose(taps, WIDTH, (size_t)(count * TAPS), (size_t)smaller(WIDTH, a->s->k - k),
+            dw + (size_t)k * filter + (size_t)c * TAPS, filter);
+}
+
+/* x (n, c, h, w), dy (n, k, out_h, out_w) -> dw (k, c, TAPS_H, TAPS_W). `block`: tiles at a time in a slice. Returns
+   DONE or NO_MEMORY. */
+int convoy_winograd_weight_gradient(const float *x, const struct sizes *s, const float *dy, float *dw, int block,
+                                    int threads) {
+  const struct gradient a = gradient_of(s);
+  const int together = smaller(TILES_OF_GRADIENT / tiles_across(s) * tiles_across(s), num_tiles(s));
+  const int chunk = together > 0 ? together : tiles_across(s);
+  float *zeros = calloc((size_t)(s->c > s->k ? s->c : s->k) + WIDTH, sizeof(float));
+  float *sums = scratch(FILTERS, (size_t)a.slices * POINTS * a.sum_point), *shared = NULL;
+  if (a.slices == 1)
+    shared = scratch(SHARED, POINTS * (apart((size_t)chunk * a.v_row) + apart((size_t)chunk * a.g_row)));
+  int failed = !zeros || !sums || (a.slices == 1 && !shared);
+#pragma omp parallel num_threads(threads) if (!failed)
+  if (!failed) {
+    const int done = a.slices > 1 ? sum_slices(&a, x, dy, sums, block, zeros)
+                                  : sum_together(&a, x, dy, sums, shared, chunk, zeros);
+    if (!done) {
+#pragma omp atomic write
+      failed = 1;
+    }
+#pragma omp for schedule(static) collapse(2)
+    for (int k = 0; k < s->k; k += WIDTH)
+      for (int c = 0; c < s->c; c += SOME_CHANNELS)
+        write_filters(&a, sums, k, c, smaller(SOME_CHANNELS, s->c - c), dw);
   }
   free(zeros);
-  return DONE;
+  return failed ? NO_MEMORY : DONE;
 }

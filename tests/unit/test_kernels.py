@@ -45,7 +45,7 @@ AWKWARD = {
 EVEN_SAME = ((2, 2, 5, 6), (3, 2, 2, 4), {"padding": "same"})
 
 # What sums other products than the definition's is off by so many roundings of the largest sum, wherever it is.
-TRANSFORMS = {"fft": 16, "winograd": 32}
+TRANSFORMS = {"fft": 16, "winograd_2": 16, "winograd": 32, "winograd_6": 256}
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from kernels.native import build
+from kernels.shapes import Pair
+from kernels.winograd_code import transforms
 
 TESTS = Path(__file__).parent
 NATIVE = Path(build.__file__).parent
@@ -36,10 +38,23 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("flags", [VECTORS, ()], ids=["this CPU's vectors", "no vectors"])
-@pytest.mark.parametrize("kernel", ["winograd", "depthwise"])
-def test_the_sanitizers_find_nothing(kernel: str, flags: tuple[str, ...], compiler: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "tile"),
+    [
+        ("winograd", ((4, 4), (3, 3))),
+        ("winograd", ((6, 1), (3, 1))),
+        ("winograd", ((2, 2), (5, 5))),
+        ("depthwise", None),
+    ],
+    ids=str,
+)
+def test_the_sanitizers_find_nothing(
+    kernel: str, tile: tuple[Pair, Pair] | None, flags: tuple[str, ...], compiler: str, tmp_path: Path
+) -> None:
     program = tmp_path / kernel
-    folders = (f"-I{NATIVE}", f"-I{TESTS}")
+    if tile:
+        (tmp_path / "winograd_transforms.h").write_text(transforms(*tile))
+    folders = (f"-I{NATIVE}", f"-I{TESTS}", f"-I{tmp_path}")
     command = [compiler, *SANITIZED, *flags, *folders, str(TESTS / f"{kernel}_driver.c"), "-o", str(program), "-lm"]
     compiled = subprocess.run(command, capture_output=True, text=True)
     assert compiled.returncode == 0, compiled.stderr

@@ -87,10 +87,10 @@ def test_what_gpus_compute_by_triton_is_said_and_whether_it_was_measured(monkeyp
         return [line.strip() for line in tuning.algorithms_here() if "Triton" in line]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert lines() == ["on GPUs: Triton, not yet measured; no GPU here"] * 3
+    assert lines() == ["on GPUs: Triton, not yet measured; no GPU here"] * 4
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tuning.triton_kernels, "missing", lambda _: None)
-    assert lines() == ["on GPUs: Triton, not yet measured; used here"] * 3
+    assert lines() == ["on GPUs: Triton, not yet measured; used here"] * 4
     monkeypatch.setattr(tuning.triton_kernels, "missing", lambda _: "no triton")
     assert lines()[0] == "on GPUs: Triton, not yet measured; here torch, many times slower: no triton"
 
@@ -103,6 +103,7 @@ def test_what_gpus_compute_by_triton_is_said_and_whether_it_was_measured(monkeyp
     assert not any("measured on" in line for line in lines()), "a CPU's"
     table.store(table.Table(device=table.Device(name="H100", threads=0, version="2"), rows=(row,)))
     assert [line.split("; ")[0] for line in lines()] == [
+        "on GPUs: Triton, not yet measured",
         "on GPUs: Triton, not yet measured",
         "on GPUs: Triton, measured on H100",
         "on GPUs: Triton, not yet measured",

@@ -1,5 +1,6 @@
 """Winograd's convolution: native and in torch, against PyTorch's in float64, over odd sizes, layouts and borders."""
 
+import math
 import shutil
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import winograd
+from kernels import winograd, winograd_native
 from kernels.conv import conv2d
+from kernels.layout import laid_out
 from kernels.native import build
 from kernels.shapes import ConvShape, UnsupportedShape
 
@@ -28,10 +30,24 @@ SIZES = [
 ]
 
 
-def tensors(n: int, c: int, h: int, w: int, k: int) -> tuple[Tensor, Tensor]:
+# Largest error over the largest value that fp32 may have: the larger the tiles, the more rounding.
+ERRORS = {"winograd_2": 1e-6, "winograd": 5e-6, "winograd_6": 4e-5}
+# algorithm, filter: what each takes beside 3 x 3
+FILTERS = [
+    ("winograd_2", (1, 3)),
+    ("winograd", (3, 1)),
+    ("winograd", (5, 5)),
+    ("winograd", (3, 5)),
+    ("winograd_6", (5, 5)),
+    ("winograd_6", (1, 7)),
+    ("winograd_6", (7, 7)),
+]
+
+
+def tensors(n: int, c: int, h: int, w: int, k: int, taps: tuple[int, int] = (3, 3)) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(n + 10 * c + 100 * h)
     images = torch.randn(n, c, h, w, generator=random).relu()  # as behind an activation
-    return images, torch.randn(k, c, 3, 3, generator=random) * (2 / (9 * c)) ** 0.5
+    return images, torch.randn(k, c, *taps, generator=random) * (2 / (math.prod(taps) * c)) ** 0.5
 
 
 def all_passes(algorithm: str, images: Tensor, weight: Tensor, padding: object) -> list[Tensor]:
@@ -50,20 +66,43 @@ def errors(got: list[Tensor], expected: list[Tensor]) -> list[float]:
     return [float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, expected, strict=True)]
 
 
+@pytest.mark.parametrize("algorithm", ERRORS)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_pass_is_pytorchs_but_for_rounding(size: tuple[int, int, int, int, int, object]) -> None:
+def test_every_pass_is_pytorchs_but_for_rounding(
+    size: tuple[int, int, int, int, int, object], layout: str, algorithm: str
+) -> None:
     *sizes, padding = size
-    images, weight = tensors(*sizes)  # type: ignore[arg-type]
+    images, weight = (laid_out(each, layout) for each in tensors(*sizes))  # type: ignore[arg-type]
     expected = all_passes("vendor", images.double(), weight.double(), padding)
-    assert max(errors(all_passes("winograd", images, weight, padding), expected)) < 1e-5
-    in_double = all_passes("winograd", images.double(), weight.double(), padding)
+    assert max(errors(all_passes(algorithm, images, weight, padding), expected)) < ERRORS[algorithm]
+    in_double = all_passes(algorithm, images.double(), weight.double(), padding)
     assert max(errors(in_double, expected)) < 1e-13
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize(("algorithm", "taps"), FILTERS, ids=str)
+def test_filters_of_other_sizes_are_taken(algorithm: str, taps: tuple[int, int], layout: str) -> None:
+    images, weight = (laid_out(each, layout) for each in tensors(2, 20, 17, 12, 33, taps))
+    for padding in ((taps[0] // 2, taps[1] // 2), (0, taps[1])):
+        expected = all_passes("vendor", images.double(), weight.double(), padding)
+        assert max(errors(all_passes(algorithm, images, weight, padding), expected)) < ERRORS[algorithm]
+        assert max(errors(all_passes(algorithm, images.double(), weight.double(), padding), expected)) < 1e-13
+
+
+@needs_compiler
+@pytest.mark.parametrize(("n", "c", "h", "k"), [(1, 200, 14, 300), (2, 530, 9, 40), (5, 48, 40, 64)])
+def test_filters_or_tiles_come_in_blocks(n: int, c: int, h: int, k: int) -> None:
+    """Few tiles with many filters, channels beyond those that are summed at a time, and sums made in slices."""
+    images, weight = tensors(n, c, h, h, k)
+    expected = all_passes("vendor", images.double(), weight.double(), 1)
+    assert max(errors(all_passes("winograd", images, weight, 1), expected)) < 2 * ERRORS["winograd"]
 
 
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_native_code_is_used_and_its_results_do_not_depend_on_threads(threads: int) -> None:
-    assert winograd.load_library()
+    assert winograd_native.load_library()
     images, weight = tensors(2, 24, 21, 19, 40)
     before = torch.get_num_threads()
     expected = all_passes("winograd", images, weight, 1)
@@ -82,7 +121,7 @@ def test_without_a_compiler_torch_does_it(
     *sizes, padding = size
     images, weight = tensors(*sizes)  # type: ignore[arg-type]
     expected = all_passes("vendor", images.double(), weight.double(), padding)
-    monkeypatch.setattr(winograd, "_library", lambda: None)
+    monkeypatch.setattr(winograd_native, "_library", lambda *_: None)
     assert max(errors(all_passes("winograd", images, weight, padding), expected)) < 1e-5
 
 
@@ -123,7 +162,8 @@ def test_no_images_give_no_results() -> None:
 @pytest.mark.parametrize(
     ("weight_size", "options", "message"),
     [
-        ((4, 4, 5, 5), {}, r"got filter \(5, 5\), must be \(3, 3\)"),
+        ((4, 4, 4, 3), {}, r"got filter \(4, 3\), must be 3 or 5 along an axis, and that or 1 along the other"),
+        ((4, 4, 1, 1), {}, r"got filter \(1, 1\), must be 3 or 5"),
         ((4, 4, 3, 3), {"stride": 2}, r"got stride \(2, 2\), must be \(1, 1\)"),
         ((4, 4, 3, 3), {"dilation": (1, 2)}, r"got dilation \(1, 2\)"),
         ((4, 2, 3, 3), {"groups": 2}, "got groups 2, must be 1"),
@@ -142,5 +182,5 @@ def test_what_the_native_code_reads_and_writes_lies_inside_the_tensors() -> None
     framed = torch.full((3, 10, 11, 8), torch.nan)
     framed[1] = images[0].permute(1, 2, 0)
     shape = ConvShape.of(images, weight, padding=1)
-    got = winograd.forward(framed[1:2].permute(0, 3, 1, 2), weight, shape)
+    got = winograd.PASSES.forward(framed[1:2].permute(0, 3, 1, 2), weight, shape)
     assert torch.equal(got.contiguous(), expected)

@@ -4,7 +4,7 @@ import pytest
 
 from kernels.winograd_points import POINTS, matrices
 
-SIZES = [(2, 3), (3, 2), (4, 3), (3, 4), (2, 5), (6, 3), (4, 5)]
+SIZES = [(2, 3), (3, 2), (4, 3), (3, 4), (2, 5), (6, 3), (4, 5), (2, 7), (1, 1)]
 
 
 @pytest.mark.parametrize(("m", "r"), SIZES)
@@ -33,6 +33,6 @@ def test_points_that_are_too_few_too_many_or_the_same_are_refused(points: tuple[
 
 
 def test_sizes_without_points_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"got none, must be 10 different ones for F\(9, 3\).*one of 4, 6, 8"):
+    with pytest.raises(ValueError, match=r"got none, must be 10 different ones for F\(9, 3\).*one of 1, 4, 6, 8"):
         matrices(9, 3)
-    assert sorted(POINTS) == [4, 6, 8]
+    assert sorted(POINTS) == [1, 4, 6, 8]

@@ -1,0 +1,128 @@
+"""Winograd's convolution by native/winograd.c, which is compiled for each size of tile and filter that is met."""
+
+import ctypes
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from kernels.layout import LAYOUTS, layout_of
+from kernels.native import build
+from kernels.native.vectors import Layout, are_taken, in_lines, load_kernel, unless
+from kernels.shapes import Pair
+from kernels.winograd_code import transforms
+
+# Bytes of transformed pixels of all tiles up to which filters are taken in turn, if they are larger than that cache;
+# bytes between image and result for which a block of tiles is made, and the tiles that it has at least and at most.
+_FEW_PIXELS, _MANY_FILTERS, _BLOCK, _FEWEST, _MOST = 12 * 2**20, 2**20, 3 * 2**19, 14, 56
+
+
+def library_for(results: Pair, taps: Pair, *tensors: Tensor) -> ctypes.CDLL | None:
+    """The native code for such tiles, if it takes such tensors and can be built."""
+    return _library(results, taps) if are_taken(*tensors) else None
+
+
+@functools.cache
+def _library(results: Pair, taps: Pair) -> ctypes.CDLL | None:
+    return build.loaded(
+        functools.partial(load_library, results, taps),
+        "winograd convolutions are computed by torch, many times slower",
+    )
+
+
+def load_library(results: Pair = (4, 4), taps: Pair = (3, 3)) -> ctypes.CDLL:
+    """The native code for this CPU. Raises: build.NotBuilt."""
+    library = load_kernel("winograd", {"winograd_transforms.h": transforms(results, taps)})
+    pointer, sizes, filters, number = ctypes.c_void_p, ctypes.POINTER(_Sizes), ctypes.POINTER(_Filters), ctypes.c_int
+    library.convoy_winograd.argtypes = [pointer, sizes, filters, pointer, pointer, pointer, number, number]
+    library.convoy_winograd_weight_gradient.argtypes = [pointer, sizes, pointer, pointer, number, number]
+    return library
+
+
+def convolution(
+    library: ctypes.CDLL,
+    results: Pair,
+    images: Tensor,
+    weight: Tensor,
+    corner: Pair,
+    size: Pair,
+    *,
+    bias: Tensor | None,
+    rotated: bool,
+) -> Tensor:
+    """Convolve with `weight`, or with its filters rotated and its channels exchanged.
+
+    `results`: of a tile. `corner`: zeros above and left of the images.
+    Shapes: images (N, C, H, W), weight (K, C, R, S), bias (K,) -> (N, K, *size). Raises: MemoryError.
+    """
+    filters = weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+    places = in_lines(images)
+    of_weight = _Filters.of(filters, rotated=rotated)
+    k = weight.shape[1 if rotated else 0]
+    output = torch.empty((images.shape[0], k, *size), memory_format=LAYOUTS[layout_of(images)])
+    sizes = _Sizes.of(places, output, corner)
+    failed = library.convoy_winograd(
+        places.data_ptr(),
+        ctypes.byref(sizes),
+        ctypes.byref(of_weight),
+        None,
+        None if bias is None else bias.contiguous().data_ptr(),
+        output.data_ptr(),
+        _block(sizes, results, (weight.shape[2], weight.shape[3])),
+        torch.get_num_threads(),
+    )
+    return unless(failed, output, "winograd")
+
+
+def weight_gradient(library: ctypes.CDLL, grads: Tensor, images: Tensor, corner: Pair, size: tuple[int, ...]) -> Tensor:
+    """Shapes: grads (N, K, H', W'), images (N, C, H, W) -> (K, C, R, S), which is `size`. Raises: MemoryError."""
+    places, slopes = in_lines(images), in_lines(grads)
+    gradient = torch.empty(size)
+    failed = library.convoy_winograd_weight_gradient(
+        places.data_ptr(),
+        ctypes.byref(_Sizes.of(places, slopes, corner)),
+        slopes.data_ptr(),
+        gradient.data_ptr(),
+        28,
+        torch.get_num_threads(),
+    )
+    return unless(failed, gradient, "winograd")
+
+
+def _block(sizes: "_Sizes", results: Pair, taps: Pair) -> int:
+    """Tiles at a time, or 0 to take the filters in turn."""
+    points = math.prod(m + r - 1 for m, r in zip(results, taps, strict=True))
+    tiles = sizes.n * -(-sizes.out_h // results[0]) * -(-sizes.out_w // results[1])
+    if 4 * points * tiles * sizes.c <= _FEW_PIXELS and 4 * points * sizes.c * sizes.k > _MANY_FILTERS:
+        return 0
+    return min(_MOST, max(_FEWEST, _BLOCK // (4 * points * (sizes.c + sizes.k))))
+
+
+class _Sizes(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("n", "c", "h", "w", "k", "out_h", "out_w", "top", "left")),
+        ("x", Layout),
+        ("y", Layout),
+    ]
+
+    @classmethod
+    def of(cls, images: Tensor, results: Tensor, corner: Pair) -> "_Sizes":
+        return cls(*images.shape, *results.shape[1:], *corner, Layout.of(images), Layout.of(results))
+
+
+class _Filters(ctypes.Structure):
+    _fields_ = [
+        ("at", ctypes.c_void_p),
+        ("k", ctypes.c_long),
+        ("c", ctypes.c_long),
+        ("tap", ctypes.c_long),
+        ("rotated", ctypes.c_int),
+    ]
+
+    @classmethod
+    def of(cls, weight: Tensor, *, rotated: bool) -> "_Filters":
+        """Shapes: weight (K, C, R, S), taps or channels side by side."""
+        channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
+        k, c, tap = (channels * taps, taps, 1) if weight.is_contiguous() else (channels * taps, 1, channels)
+        return cls(weight.data_ptr(), *((c, k) if rotated else (k, c)), tap, int(rotated))

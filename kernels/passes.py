@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from kernels.shapes import ConvShape
+from kernels.shapes import ConvShape, UnsupportedShape
 
 # Names that are no file: what was measured as fastest, and what PyTorch chooses.
 AUTO, VENDOR = "auto", "vendor"
@@ -34,6 +34,14 @@ class Passes(NamedTuple):
     forward: Forward
     input_gradient: Pass
     weight_gradient: Pass
+
+    def takes(self, shape: ConvShape) -> bool:
+        """Whether it does this convolution."""
+        try:
+            self.check(shape)
+        except UnsupportedShape:
+            return False
+        return True
 
 
 class Choice(NamedTuple):

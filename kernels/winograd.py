@@ -21,6 +21,7 @@ from torch import Tensor
 from kernels import winograd_native as native
 from kernels.passes import Passes
 from kernels.shapes import ConvShape, Pair, UnsupportedShape, check_allowed
+from kernels.triton_kernels import with_twin
 from kernels.winograd_points import Rows, matrices
 
 
@@ -75,7 +76,9 @@ def passes(name: str, side: int) -> Passes:
     return Passes(check, forward, input_gradient, weight_gradient)
 
 
-SMALL, PASSES, LARGE = passes("winograd_2", 4), passes("winograd", 6), passes("winograd_6", 8)
+SMALL = with_twin("winograd_2", passes("winograd_2", 4))
+PASSES = with_twin("winograd", passes("winograd", 6))
+LARGE = passes("winograd_6", 8)
 load_library = native.load_library
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.table import Table as Printed
 
-from kernels import dispatch, table, tune
+from kernels import dispatch, table, triton_kernels, tune
 from kernels.algorithms import ALGORITHMS
 from kernels.defaults import rules_here
 from kernels.native.build import NotBuilt
@@ -126,7 +126,7 @@ def printed(rows: list[Row], shapes: dict[str, ConvShape]) -> Printed:
 
 
 def algorithms_here() -> Iterator[str]:
-    """A line for each algorithm, where native code is not had why, and for each table that was measured."""
+    """A line for each algorithm, where native code is not had why, what it is on GPUs, and a line for each table."""
     width = max(map(len, ALGORITHMS))
     for name in ALGORITHMS:
         module = importlib.import_module(f"kernels.{name.partition('_')[0]}")
@@ -137,6 +137,8 @@ def algorithms_here() -> Iterator[str]:
                 load()
         except NotBuilt as reason:
             yield f"{'':<{width}}  without native code, many times slower: {reason}"
+        if name in triton_kernels.TWINS:
+            yield f"{'':<{width}}  on GPUs: {_on_gpus(name)}"
     yield from (f"tuned: {line}" for line in measured())
     yield from (f"auto without measurement: {rule}" for rule in rules_here())
     yield "auto else: what PyTorch chooses"
@@ -155,6 +157,23 @@ def chosen_by(experiment: Experiment, plan: Plan) -> str:
     )
     kinds = {"table": "measured", "defaults": "by defaults", "vendor": "the vendor's"}
     return ", ".join(f"{counts[kind]} {words}" for kind, words in kinds.items())
+
+
+def _on_gpus(name: str) -> str:
+    """What computes an algorithm that has a twin in Triton, and where that was measured."""
+    devices = [
+        each.device.name
+        for each in table.all_stored()
+        if each.device.threads == 0 and any(name in row.seconds for row in each.rows)
+    ]
+    measured_on = f"measured on {', '.join(devices)}" if devices else "not yet measured"
+    if not torch.cuda.is_available():
+        here = "no GPU here"
+    elif lacks := triton_kernels.missing(torch.device("cuda")):
+        here = f"here torch, many times slower: {lacks}"
+    else:
+        here = "used here"
+    return f"Triton, {measured_on}; {here}"
 
 
 def measured() -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from kernels import table
+from kernels.shapes import ConvShape
 from orchestrator import tuning
 from orchestrator.config.load import load_experiment
 from orchestrator.errors import InputError
@@ -100,3 +101,31 @@ def test_every_algorithm_has_a_line() -> None:
     assert json.dumps(lines).count("Winograd") >= 1
     assert len([line for line in lines if not line.startswith((" ", "tuned", "auto"))]) == len(tuning.ALGORITHMS)
     assert lines[-1] == "auto else: what PyTorch chooses"
+
+
+def test_what_gpus_compute_by_triton_is_said_and_whether_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines() -> list[str]:
+        return [line.strip() for line in tuning.algorithms_here() if "Triton" in line]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert lines() == ["on GPUs: Triton, not yet measured; no GPU here"] * 4
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuning.triton_kernels, "missing", lambda _: None)
+    assert lines() == ["on GPUs: Triton, not yet measured; used here"] * 4
+    monkeypatch.setattr(tuning.triton_kernels, "missing", lambda _: "no triton")
+    assert lines()[0] == "on GPUs: Triton, not yet measured; here torch, many times slower: no triton"
+
+    shape = ConvShape(n=1, c=3, h=8, w=8, k=4, r=3, s=3)
+    row = table.Row(
+        which="forward", shape=shape, dtype="float32", layout="nchw", algorithm="vendor",
+        seconds={"vendor": 1.0, "winograd": 2.0}, errors={},
+    )  # fmt: skip
+    table.store(table.Table(device=table.Device(name="H100", threads=2, version="2"), rows=(row,)))
+    assert not any("measured on" in line for line in lines()), "a CPU's"
+    table.store(table.Table(device=table.Device(name="H100", threads=0, version="2"), rows=(row,)))
+    assert [line.split("; ")[0] for line in lines()] == [
+        "on GPUs: Triton, not yet measured",
+        "on GPUs: Triton, not yet measured",
+        "on GPUs: Triton, measured on H100",
+        "on GPUs: Triton, not yet measured",
+    ]

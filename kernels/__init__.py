@@ -24,6 +24,7 @@ triton_kernels.py  whether Triton computes a convolution on a GPU
 gather.py      passes over images as gathers, for the two GPU kernels that are such
 gather_triton.py  what those two share
 swap.py        a model's convolutions, computed by chosen algorithms
+inference.py   weights transformed beforehand
 dispatch.py    what 'auto' is, from a table
 defaults.py    what it is where the table says nothing
 tune.py        measures the table

@@ -63,8 +63,8 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape, *, mul
 
 def passes(multiply: Matmul) -> Passes:
     """All three passes, with that matrix product."""
-    first, *others = (functools.partial(each, multiply=multiply) for each in _EACH)
-    return Passes(check, adding_bias(first), *others)
+    first, second, third = (functools.partial(each, multiply=multiply) for each in _EACH)
+    return Passes(check, adding_bias(first), second, third)
 
 
 def columns(images: Tensor, shape: ConvShape) -> Tensor:

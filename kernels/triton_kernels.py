@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.passes import Passes
+from kernels.passes import Choice, Passes
 from kernels.shapes import ConvShape
 
 # algorithm -> module and the name of its passes there
@@ -48,7 +48,7 @@ def with_twin(name: str, passes: Passes) -> Passes:
 
         return computed
 
-    return Passes(passes.check, *map(either, Passes._fields[1:]))
+    return passes._replace(**{which: either(which) for which in Choice._fields})
 
 
 def twin(name: str) -> Passes:

@@ -36,6 +36,9 @@ def load_library(results: Pair = (4, 4), taps: Pair = (3, 3)) -> ctypes.CDLL:
     """The native code for this CPU. Raises: build.NotBuilt."""
     library = load_kernel("winograd", {"winograd_transforms.h": transforms(results, taps)})
     pointer, sizes, filters, number = ctypes.c_void_p, ctypes.POINTER(_Sizes), ctypes.POINTER(_Filters), ctypes.c_int
+    library.convoy_winograd_room.argtypes, library.convoy_winograd_room.restype = [number, number], ctypes.c_size_t
+    library.convoy_winograd_filters.argtypes = [filters, number, number, pointer, number]
+    library.convoy_winograd_filters.restype = None
     library.convoy_winograd.argtypes = [pointer, sizes, filters, pointer, pointer, pointer, number, number]
     library.convoy_winograd_weight_gradient.argtypes = [pointer, sizes, pointer, pointer, number]
     return library
@@ -51,13 +54,14 @@ def convolution(
     *,
     bias: Tensor | None,
     rotated: bool,
+    wide: Tensor | None = None,
 ) -> Tensor:
     """Convolve with `weight`, or with its filters rotated and its channels exchanged.
 
-    `results`: of a tile. `corner`: zeros above and left of the images.
+    `results`: of a tile. `corner`: zeros above and left of the images. `wide`: of `transformed`, if that is done.
     Shapes: images (N, C, H, W), weight (K, C, R, S), bias (K,) -> (N, K, *size). Raises: MemoryError.
     """
-    filters = weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+    filters = _in_order(weight)
     places = in_lines(images)
     of_weight = _Filters.of(filters, rotated=rotated)
     k = weight.shape[1 if rotated else 0]
@@ -67,13 +71,23 @@ def convolution(
         places.data_ptr(),
         ctypes.byref(sizes),
         ctypes.byref(of_weight),
-        None,
+        None if wide is None else wide.data_ptr(),
         None if bias is None else bias.contiguous().data_ptr(),
         output.data_ptr(),
         _block(sizes, results, (weight.shape[2], weight.shape[3])),
         torch.get_num_threads(),
     )
     return unless(failed, output, "winograd")
+
+
+def transformed(library: ctypes.CDLL, weight: Tensor) -> Tensor:
+    """What `convolution` makes of a weight (K, C, R, S) before anything else, for use again and again."""
+    filters = _in_order(weight)
+    k, c = weight.shape[:2]
+    wide = torch.empty(library.convoy_winograd_room(k, c))
+    of_weight = _Filters.of(filters, rotated=False)
+    library.convoy_winograd_filters(ctypes.byref(of_weight), k, c, wide.data_ptr(), torch.get_num_threads())
+    return wide
 
 
 def weight_gradient(library: ctypes.CDLL, grads: Tensor, images: Tensor, corner: Pair, size: tuple[int, ...]) -> Tensor:
@@ -88,6 +102,11 @@ def weight_gradient(library: ctypes.CDLL, grads: Tensor, images: Tensor, corner:
         torch.get_num_threads(),
     )
     return unless(failed, gradient, "winograd")
+
+
+def _in_order(weight: Tensor) -> Tensor:
+    """With taps or channels side by side, copied unless they lie so."""
+    return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
 
 
 def _block(sizes: "_Sizes", results: Pair, taps: Pair) -> int:

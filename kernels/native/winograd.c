@@ -134,6 +134,7 @@ static void transform_all(const struct filters *w, int filters, int channels, fl
 
 /* u: room for convoy_winograd_room floats. */
 void convoy_winograd_filters(const struct filters *w, int filters, int channels, float *u, int threads) {
+  prefer_huge(u, convoy_winograd_room(filters, channels));
 #pragma omp parallel num_threads(threads)
   transform_all(w, filters, channels, u);
 }

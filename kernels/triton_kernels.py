@@ -48,7 +48,7 @@ def with_twin(name: str, passes: Passes) -> Passes:
 
         return computed
 
-    return passes._replace(**{which: either(which) for which in Choice._fields})
+    return Passes(passes.check, *map(either, Choice._fields), prepare=passes.prepare)
 
 
 def twin(name: str) -> Passes:

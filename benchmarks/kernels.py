@@ -13,20 +13,22 @@ steps      forward, backward and SGD of whole networks at batch 16: PyTorch in b
            the same two, in turns; the better of each two counts.
 accuracy   `convoy train` of an experiment with the vendor's and with `auto`, three seeds each: held-out accuracy.
 errors     every algorithm and pass against float64: largest difference over the largest value, fresh random numbers.
+memory     of the layers of VGG-E, a depthwise and a 1 x 1 one: time and peak memory beside the tensors, measured, and
+           im2col's columns over the size of the input.
+strassen   products of square matrices: the size from which one level of Strassen's wins over the vendor's sgemm.
+depthwise  the weight's gradient of depthwise layers, one thread.
+fft        filters from 5 x 5 to 31 x 31 over 64 channels of 56 x 56, one thread.
 
 Every time is of a result in fresh memory. The targets were set on a CPU with AVX-512. Where the vendor runs at 95 % of
 peak, only fewer multiplications beat it.
 """
 
 import argparse
-import csv
 import json
-import math
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,24 @@ import torchvision
 from torch import nn
 
 from benchmarks import measure
+from benchmarks.kernel_parts import (
+    CPU,
+    DEPTHWISE_TARGETS,
+    FFT_TARGETS,
+    LAYER_TARGETS,
+    depthwise,
+    fft,
+    layers,
+    memory,
+    seconds_of,
+    strassens,
+)  # fmt: skip
 from kernels import dispatch, tune
 from kernels.algorithms import ALGORITHMS, takes
 from kernels.shapes import ConvShape
 from kernels.swap import replace_convs
 from kernels.table import Device, Row, Table
 
-CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
 NETWORKS = (
     "alexnet", "vgg19", "googlenet", "inception_v3", "resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0",
@@ -50,80 +63,11 @@ NETWORKS = (
 )  # fmt: skip
 WITH_AUXILIARY = ("googlenet", "inception_v3")
 STEP_TARGETS = {"vgg16": 2.2, "resnet50": 1.4, "convnext_tiny": 1.3}
-LAYER_TARGETS = {"forward": 2.6, "input_gradient": 2.5, "weight_gradient": 2.5}
 NEVER_BELOW = 0.97
-
-
-def vgg_layers(path: Path, batch: int) -> dict[str, ConvShape]:
-    with path.open() as file:
-        return {
-            line["layer"]: ConvShape(
-                n=batch, c=int(line["in_channels"]), h=int(line["height"]), w=int(line["width"]),
-                k=int(line["out_channels"]), r=3, s=3, padding=((1, 1), (1, 1)),
-            )
-            for line in csv.DictReader(file)
-            if int(line["kernel"]) == 3
-        }  # fmt: skip
 
 
 def measured(shape: ConvShape, which: str, seconds: float) -> Row:
     return tune.tune(shape, which, dtype=torch.float32, device=CPU, layout="nhwc", seconds=seconds)
-
-
-def seconds_of(call: Any) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def layers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for batch in args.batches:
-        for which in tune.PASSES:
-            rows = []
-            for layer, shape in vgg_layers(Path(args.reference) / "vgg_e_layers.csv", batch).items():
-                rows.append(raced(layer, shape, which, args.turns))
-                print(
-                    f"batch {batch}  {which:<15} {layer}: vendor {rows[-1]['vendor_ms']:8.2f} ms, "
-                    f"{rows[-1]['fastest']} {rows[-1]['ms']:8.2f} ms, {rows[-1]['tflops']:.3f} TFLOPS, "
-                    f"{rows[-1]['speed_up']['median']:.2f}",
-                    flush=True,
-                )
-            mean = geometric_mean([row["speed_up"]["median"] for row in rows])
-            print(f"batch {batch}  {which}: geometric mean {mean:.2f} (target {LAYER_TARGETS[which]})")
-            yield {"batch": batch, "pass": which, "geometric_mean": mean, "layers": rows}
-
-
-def raced(name: str, shape: ConvShape, which: str, turns: int) -> dict[str, Any]:
-    """Each of the algorithms that take the shape, and the vendor on images of either layout, once a turn."""
-    calls = {
-        f"vendor {layout}": tune.call_of(
-            "vendor", which, *tune.tensors_for(which, shape, torch.float32, CPU, layout), shape
-        )
-        for layout in ("nchw", "nhwc")
-    }
-    first, second = tune.tensors_for(which, shape, torch.float32, CPU, "nhwc")
-    for each in ALGORITHMS:
-        if not each.startswith("vendor") and each != "direct" and takes(each, shape):
-            calls[each] = tune.call_of(each, which, first, second, shape)
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(turns):
-        for each in sorted(calls, reverse=bool(turn % 2)):
-            times[each].append(seconds_of(calls[each]))
-    median = {each: statistics.median(taken) for each, taken in times.items()}
-    vendor = min(("vendor nchw", "vendor nhwc"), key=lambda each: median[each])
-    others = {each: taken for each, taken in median.items() if not each.startswith("vendor")}
-    fastest = min(others, key=lambda each: others[each]) if others else vendor
-    return {
-        "layer": name,
-        "vendor_ms": median[vendor] * 1e3,
-        "fastest": fastest,
-        "ms": median[fastest] * 1e3,
-        "tflops": shape.flops / median[fastest] / 1e12,
-        "speed_up": measure.ratio(times, vendor, fastest),
-        "all_ms": {each: taken * 1e3 for each, taken in median.items()},
-    }
 
 
 def networks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -138,7 +82,7 @@ def networks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     {"shape": str(shape), "pass": which, "chosen": chosen} | against(chosen, shape, which, args.turns)
                 )
         below = [row for row in rows if row["ratio"] < NEVER_BELOW]
-        mean = geometric_mean([row["ratio"] for row in rows])
+        mean = statistics.geometric_mean([row["ratio"] for row in rows])
         print(f"{name}: {len(rows)} passes, geometric mean {mean:.2f}, {len(below)} below {NEVER_BELOW}", flush=True)
         for row in below:
             print(f"  {row['ratio']:.2f}  {row['chosen']}  {row['pass']}  {row['shape']}")
@@ -254,11 +198,10 @@ def outline(name: str, batch: int) -> tuple[nn.Module, torch.Tensor]:
         return model.eval(), torch.empty(batch, 3, side, side)
 
 
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))
-
-
-PARTS = {"layers": layers, "networks": networks, "steps": steps, "errors": errors, "accuracy": accuracy}
+PARTS = {
+    "layers": layers, "networks": networks, "steps": steps, "errors": errors, "memory": memory, "strassen": strassens,
+    "depthwise": depthwise, "fft": fft, "accuracy": accuracy,
+}  # fmt: skip
 
 
 def chart(axis: Any, parts: dict[str, Any]) -> None:
@@ -275,9 +218,12 @@ def chart(axis: Any, parts: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reference", help="the folder of vgg_e_layers.csv; - without the part layers")
+    parser.add_argument("reference", help="the folder of vgg_e_layers.csv; - without layers and memory")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--memory-batch", type=int, default=1)
+    parser.add_argument("--strassen-sizes", nargs="+", type=int, default=[1024, 2048, 4096, 6144])
+    parser.add_argument("--fft-filters", nargs="+", type=int, default=[5, 7, 9, 11, 15, 21, 31])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--step-networks", nargs="+", choices=STEP_TARGETS, default=list(STEP_TARGETS))
     parser.add_argument("--step-batch", type=int, default=16)
@@ -294,12 +240,19 @@ def main() -> None:
     parts = {name: list(PARTS[name](args)) for name in args.parts}
     record = {
         "title": "Convolution algorithms over PyTorch's, fp32",
-        "targets": {"layers": LAYER_TARGETS, "networks": NEVER_BELOW, "steps": STEP_TARGETS},
+        "targets": {
+            "layers": LAYER_TARGETS,
+            "networks": NEVER_BELOW,
+            "steps": STEP_TARGETS,
+            "depthwise": DEPTHWISE_TARGETS,
+            "fft": FFT_TARGETS,
+        },
         "settings": vars(args) | {"reference": None},
         "machine": here,
         **parts,
     }
-    measure.write("kernels", record, lambda axis: chart(axis, parts))
+    drawn = {"layers", "networks", "steps"} & parts.keys()
+    measure.write("kernels", record, (lambda axis: chart(axis, parts)) if drawn else None)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,30 @@ algorithms.py  the table of algorithms, one file each:
 vendor.py      what PyTorch chooses, in either memory layout
 direct.py      by definition: the oracle that every other is tested against
 depthwise.py   one filter a channel, directly
-winograd.py    F(4x4, 3x3), for 3 x 3 filters
+depthwise_triton.py  the same on a GPU
+winograd.py    F(m x m, r x r), for filters of 3, 5 and 7 taps along either axis
+winograd_native.py  the same in C
+winograd_code.py  its transforms as C
 winograd_points.py  its matrices, in exact fractions
+winograd_triton.py  on a GPU, for 3 x 3 filters
+winograd_plans.py  how that is cut into programs
 im2col.py      one matrix product, of weights with copies of pixels
+im2col_triton.py  the same on a GPU, without the copies
 strassen.py    Strassen's matrix product, and im2col with it
 fft.py         in the frequency domain, tile by tile, for large filters
 fft_tiles.py   the size of its tiles
 dft.py         its transforms, as matrices
 cast.py        fp16 and bf16 by the vendor's fp32
+triton_kernels.py  whether Triton computes a convolution on a GPU
+gather.py      passes over images as gathers, for the two GPU kernels that are such
+gather_triton.py  what those two share
 swap.py        a model's convolutions, computed by chosen algorithms
+inference.py   weights transformed beforehand
 dispatch.py    what 'auto' is, from a table
+defaults.py    what it is where the table says nothing
 tune.py        measures the table
 table.py       what was measured, and where it is kept
+memory.py      the memory that a call takes beside its tensors, measured
 passes.py      what an algorithm is
 shapes.py      the sizes of a convolution, and what they cost; UnsupportedShape
 layout.py      NCHW and NHWC

@@ -1,5 +1,6 @@
 """The one entry to convolution: which algorithm computes each pass is an argument."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ def conv2d(
 ) -> Tensor:
     """Convolve as torch.nn.functional.conv2d does, by the algorithm of that name, or one of its own for each pass.
 
-    'auto' takes for each pass what `convoy tune` measured as fastest for this shape on this device, else the vendor's.
+    'auto' takes for each pass what `convoy tune` measured as fastest for this shape on this device, else what
+    `defaults.py` says, else the vendor's.
     The output lies in memory as the input does (NCHW or NHWC). All are differentiable any number of times.
 
     Shapes: input (N, C, H, W) or (C, H, W), weight (K, C / groups, R, S), bias (K,) -> (N, K, H', W') or (K, H', W').
@@ -64,22 +66,39 @@ class Conv2d(nn.Conv2d):
     """
 
     algorithm: str | Choice
+    prepared: Callable[[Tensor], Tensor | None] | None = None
+    """Of `inference.prepare`; None: nothing is."""
 
     def __init__(self, *args: Any, algorithm: str | Choice = "auto", **options: Any) -> None:
         super().__init__(*args, **options)
         self.algorithm = algorithm
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: Any = self.padding
         if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        return conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups, algorithm=self.algorithm
-        )  # fmt: skip
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        if self.prepared and not torch.compiler.is_compiling():
+            output = self.prepared(input)
+            if output is not None:
+                return output
+        return conv2d(input, weight, bias, *options_of(self), algorithm=self.algorithm)
+
+    def train(self, mode: bool = True) -> "Conv2d":
+        if mode:
+            self.prepared = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "prepared"}
 
     def extra_repr(self) -> str:
         inherited: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{inherited}, algorithm={self.algorithm!r}"
+
+
+def options_of(conv: nn.Conv2d) -> tuple[Any, ...]:
+    """Stride, padding, dilation, groups of a layer, whose input is padded already unless it is so with zeros."""
+    padding: Any = conv.padding if conv.padding_mode == "zeros" else 0
+    return conv.stride, padding, conv.dilation, conv.groups
 
 
 def _as_autocast_wants(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from kernels.native import build
 from kernels.native.vectors import Layout, are_taken, in_lines, load_kernel, unless
 from kernels.passes import Passes, adding_bias
 from kernels.shapes import ConvShape, UnsupportedShape
+from kernels.triton_kernels import with_twin
 
 
 def check(shape: ConvShape) -> None:
@@ -63,7 +64,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     return unless(failed, gradient, "depthwise")
 
 
-PASSES = Passes(check, adding_bias(forward), input_gradient, weight_gradient)
+PASSES = with_twin("depthwise", Passes(check, adding_bias(forward), input_gradient, weight_gradient))
 
 
 def forward_by_torch(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:

@@ -1,4 +1,5 @@
-"""Which algorithm 'auto' is: what the table in use says of this pass, shape, type and layout, else the vendor's.
+"""Which algorithm 'auto' is: what the table in use says of this pass, shape, type and layout, else a default, else the
+vendor's.
 
 An entry holds for its batch size and for the nearest of up to twice or half as many images.
 """
@@ -6,20 +7,33 @@ An entry holds for its batch size and for the nearest of up to twice or half as 
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kernels.defaults import default
 from kernels.layout import layout_of
 from kernels.passes import AUTO, VENDOR, Choice
 from kernels.shapes import ConvShape
-from kernels.table import Device, Table
+from kernels.table import Device, Row, Table
 
 _WITHIN = 2
 
-# pass, shape without its batch, type, layout -> batch size -> algorithm; a process computes on one kind of device
-_entries: dict[tuple[Any, ...], dict[int, str]] = {}
+
+class Images(NamedTuple):
+    """What the images of a convolution are, beside their sizes: 'float32', 'nchw' or 'nhwc', 'cpu' or 'cuda'."""
+
+    dtype: str
+    layout: str
+    device: str
+
+
+# pass, shape without its batch, type, layout -> batch size -> what was measured
+Entries = dict[tuple[Any, ...], dict[int, Row]]
+
+# a process computes on one kind of device
+_entries: Entries = {}
 
 
 def use(tables: Iterable[Table], device: torch.device) -> int:
@@ -28,14 +42,37 @@ def use(tables: Iterable[Table], device: torch.device) -> int:
     _resolved.cache_clear()
     here = Device.of(device)
     rows = [row for table in tables if table.device == here for row in table.rows]
-    for row in rows:
-        _entries.setdefault(_key(row.which, row.shape, row.dtype, row.layout), {})[row.shape.n] = row.algorithm
+    _entries.update(entries_of(rows))
     return len(rows)
+
+
+def entries_of(rows: Iterable[Row]) -> Entries:
+    """The rows as they are looked up."""
+    entries: Entries = {}
+    for row in rows:
+        entries.setdefault(_key(row.which, row.shape, row.dtype, row.layout), {})[row.shape.n] = row
+    return entries
+
+
+def chosen(entries: Entries, which: str, shape: ConvShape, images: Images) -> tuple[str, str]:
+    """The algorithm of a pass, and by what it was chosen: 'table', 'defaults' or 'vendor'."""
+    if row := found(entries, which, shape, images):
+        return row.algorithm, "table"
+    if algorithm := default(which, shape, images.dtype, images.device):
+        return algorithm, "defaults"
+    return VENDOR, "vendor"
+
+
+def found(entries: Entries, which: str, shape: ConvShape, images: Images) -> Row | None:
+    """What was measured of this pass, with the nearest batch size if that is near enough."""
+    by_batch = entries.get(_key(which, shape, images.dtype, images.layout), {})
+    near = [n for n in by_batch if n <= _WITHIN * shape.n and shape.n <= _WITHIN * n]
+    return by_batch[min(near, key=lambda n: abs(n - shape.n))] if near else None
 
 
 def choose(which: str, shape: ConvShape, first: Tensor) -> str:
     """The algorithm of a pass, whose first tensor is the input or the output's gradient (N, ..., ..., ...)."""
-    return _chosen(which, shape, first.dtype, layout_of(first))
+    return chosen(_entries, which, shape, _images(first))[0]
 
 
 def resolved(choice: Choice, images: Tensor, weight: Tensor, geometry: Sequence[int]) -> Choice:
@@ -47,7 +84,7 @@ def resolved(choice: Choice, images: Tensor, weight: Tensor, geometry: Sequence[
     if AUTO not in choice:
         return choice
     sizes = tuple(images.shape), tuple(weight.shape), tuple(geometry)
-    return _resolved(choice, *sizes, images.dtype, layout_of(images))
+    return _resolved(choice, *sizes, _images(images))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -56,18 +93,15 @@ def _resolved(
     input_size: tuple[int, ...],
     weight_size: tuple[int, ...],
     geometry: tuple[int, ...],
-    dtype: torch.dtype,
-    layout: str,
+    images: Images,
 ) -> Choice:
     shape = ConvShape.between(input_size, weight_size, geometry)
     named = zip(Choice._fields, choice, strict=True)
-    return Choice(*(_chosen(which, shape, dtype, layout) if name == AUTO else name for which, name in named))
+    return Choice(*(chosen(_entries, which, shape, images)[0] if name == AUTO else name for which, name in named))
 
 
-def _chosen(which: str, shape: ConvShape, dtype: torch.dtype, layout: str) -> str:
-    by_batch = _entries.get(_key(which, shape, str(dtype).removeprefix("torch."), layout), {})
-    near = [n for n in by_batch if n <= _WITHIN * shape.n and shape.n <= _WITHIN * n]
-    return by_batch[min(near, key=lambda n: abs(n - shape.n))] if near else VENDOR
+def _images(images: Tensor) -> Images:
+    return Images(str(images.dtype).removeprefix("torch."), layout_of(images), images.device.type)
 
 
 def _key(which: str, shape: ConvShape, dtype: str, layout: str) -> tuple[Any, ...]:

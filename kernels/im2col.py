@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.layout import LAYOUTS, laid_out, layout_of
+from kernels.layout import empty, laid_out, layout_of
 from kernels.passes import Passes, adding_bias
 from kernels.shapes import ConvShape
+from kernels.triton_kernels import with_twin
 
 Matmul = Callable[[Tensor, Tensor], Tensor]
 """Shapes: (B, X, Y), (B, Y, Z) -> (B, X, Z)."""
@@ -35,9 +36,7 @@ def check(shape: ConvShape) -> None:
 
 def forward(input: Tensor, weight: Tensor, shape: ConvShape, *, multiply: Matmul = torch.bmm) -> Tensor:
     """Shapes: input (N, C, H, W), weight (K, C / groups, R, S) -> (N, K, H', W')."""
-    output = torch.empty(
-        shape.output_size, dtype=input.dtype, device=input.device, memory_format=LAYOUTS[layout_of(input)]
-    )
+    output = empty(shape.output_size, input)
     filters = _filters(weight, shape).transpose(1, 2)
     for part in chunks(input, shape):
         _put(multiply(columns(input[part], shape), filters), output[part])
@@ -46,10 +45,7 @@ def forward(input: Tensor, weight: Tensor, shape: ConvShape, *, multiply: Matmul
 
 def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape, *, multiply: Matmul = torch.bmm) -> Tensor:
     """Shapes: grad_output (N, K, H', W'), weight (K, C / groups, R, S) -> (N, C, H, W)."""
-    layout = layout_of(grad_output)
-    gradient = torch.empty(
-        shape.input_size, dtype=grad_output.dtype, device=grad_output.device, memory_format=LAYOUTS[layout]
-    )
+    gradient = empty(shape.input_size, grad_output)
     filters = _filters(weight, shape)
     for part in chunks(grad_output, shape):
         _put(_images(multiply(_rows(grad_output[part], shape), filters), shape), gradient[part])
@@ -67,8 +63,8 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape, *, mul
 
 def passes(multiply: Matmul) -> Passes:
     """All three passes, with that matrix product."""
-    first, *others = (functools.partial(each, multiply=multiply) for each in _EACH)
-    return Passes(check, adding_bias(first), *others)
+    first, second, third = (functools.partial(each, multiply=multiply) for each in _EACH)
+    return Passes(check, adding_bias(first), second, third)
 
 
 def columns(images: Tensor, shape: ConvShape) -> Tensor:
@@ -169,4 +165,4 @@ def _dtype(tensor: Tensor) -> torch.dtype:
 
 
 _EACH = (forward, input_gradient, weight_gradient)
-PASSES = passes(torch.bmm)
+PASSES = with_twin("im2col", passes(torch.bmm))

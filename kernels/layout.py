@@ -14,3 +14,8 @@ def layout_of(images: Tensor) -> str:
 def laid_out(images: Tensor, layout: str) -> Tensor:
     """The images in that layout, copied unless they lie so. Shapes: (N, C, H, W) -> the same."""
     return images.contiguous(memory_format=LAYOUTS[layout])
+
+
+def empty(size: tuple[int, ...], like: Tensor) -> Tensor:
+    """Images (N, C, H, W) of that size, to be filled, of the type, the device and the layout of others."""
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=LAYOUTS[layout_of(like)])

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from kernels.shapes import ConvShape
+from kernels.shapes import ConvShape, UnsupportedShape
 
 # Names that are no file: what was measured as fastest, and what PyTorch chooses.
 AUTO, VENDOR = "auto", "vendor"
@@ -19,6 +19,12 @@ class Forward(Protocol):
     def __call__(self, input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None = None, /) -> Tensor: ...
 
 
+class Prepare(Protocol):
+    """weight (K, C / groups, R, S), the sizes -> the forward pass with it: images (N, C, H, W), the sizes, bias."""
+
+    def __call__(self, weight: Tensor, shape: ConvShape, /) -> Callable[[Tensor, ConvShape, Tensor | None], Tensor]: ...
+
+
 class Passes(NamedTuple):
     """An algorithm: how each pass is computed, from two tensors of the three, in any memory layout.
 
@@ -26,6 +32,7 @@ class Passes(NamedTuple):
     `forward`: input (N, C, H, W), weight (K, C / groups, R, S), bias (K,) or None -> output (N, K, H', W').
     `input_gradient`: the output's gradient, weight -> the input's gradient.
     `weight_gradient`: the output's gradient, input -> the weight's gradient.
+    `prepare`: what of the forward pass depends on weights only is done beforehand, for inference; None if nothing does.
 
     What autograd, torch.compile and autocast must know is the same for all: `operators.py`.
     """
@@ -34,6 +41,15 @@ class Passes(NamedTuple):
     forward: Forward
     input_gradient: Pass
     weight_gradient: Pass
+    prepare: Prepare | None = None
+
+    def takes(self, shape: ConvShape) -> bool:
+        """Whether it does this convolution."""
+        try:
+            self.check(shape)
+        except UnsupportedShape:
+            return False
+        return True
 
 
 class Choice(NamedTuple):

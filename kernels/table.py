@@ -10,8 +10,8 @@ import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ class Device:
     threads: int
     version: str
 
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
+        return f"{self.name}{threads}, torch {self.version}"
+
     @classmethod
     def of(cls, device: torch.device) -> "Device":
         """This machine's, with the threads that PyTorch uses now."""
@@ -45,7 +49,8 @@ class Row:
     """One pass of one convolution. `which`: forward, input_gradient or weight_gradient.
 
     `layout`: 'nchw' or 'nhwc', as the input or the output's gradient lay. `seconds`: the median of each algorithm that
-    takes the shape. `errors`: largest difference from float64 over the largest value. `algorithm`: the winner.
+    takes the shape. `errors`: largest difference from float64 over the largest value. `extra_bytes`: the memory that
+    each takes beside its tensors (`memory.py`); empty in tables of before that was measured. `algorithm`: the winner.
     """
 
     which: str
@@ -55,6 +60,7 @@ class Row:
     algorithm: str
     seconds: dict[str, float]
     errors: dict[str, float]
+    extra_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -82,6 +88,12 @@ class Table:
         """With these rows, in place of those of the same pass, shape, type and layout."""
         by_key = {row.key: row for row in (*self.rows, *rows)}
         return dataclasses.replace(self, rows=tuple(by_key.values()))
+
+    def only(self, shapes: Iterable[ConvShape]) -> "Table":
+        """The rows of these convolutions, at any batch size."""
+        wanted = {dataclasses.replace(shape, n=0) for shape in shapes}
+        rows = tuple(row for row in self.rows if dataclasses.replace(row.shape, n=0) in wanted)
+        return dataclasses.replace(self, rows=rows)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kernels import operators
 from kernels.algorithms import ALGORITHMS, takes
 from kernels.layout import laid_out
+from kernels.memory import extra_bytes
 from kernels.passes import VENDOR, Choice
 from kernels.shapes import ConvShape
 from kernels.table import Row
@@ -66,7 +67,8 @@ def tune(
     errors = {name: error_of(name, which, shape, dtype, device, layout) for name in candidates}
     exact = [name for name in candidates if errors[name] <= allowed or name == VENDOR]
     first, second = tensors_for(which, shape, dtype, device, layout)
-    times = _in_turns({name: call_of(name, which, first, second, shape) for name in exact}, device, seconds)
+    calls = {name: call_of(name, which, first, second, shape) for name in exact}
+    times = _in_turns(calls, device, seconds)
     return Row(
         which=which,
         shape=shape,
@@ -75,6 +77,7 @@ def tune(
         algorithm=_winner(times),
         seconds={name: statistics.median(taken) for name, taken in times.items()},
         errors={name: errors[name] for name in times},
+        extra_bytes={name: extra_bytes(calls[name], device) for name in times},
     )
 
 

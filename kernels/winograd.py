@@ -12,6 +12,7 @@ the weight's gradient is F(r x r, m x m), filters of m x m gradients over the sa
 Source: Lavin & Gray 2015 (arXiv:1509.09308), section 4; points: `winograd_points.py`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import winograd_native as native
+from kernels.native.vectors import are_taken
 from kernels.passes import Passes
 from kernels.shapes import ConvShape, Pair, UnsupportedShape, check_allowed
+from kernels.triton_kernels import with_twin
 from kernels.winograd_points import Rows, matrices
 
 
@@ -72,10 +75,26 @@ def passes(name: str, side: int) -> Passes:
             return native.weight_gradient(library, grad_output, input, corner, shape.weight_size)
         return weight_gradient_by_torch(tile, grad_output, input, corner)
 
-    return Passes(check, forward, input_gradient, weight_gradient)
+    def prepare(weight: Tensor, shape: ConvShape) -> Callable[[Tensor, ConvShape, Tensor | None], Tensor]:
+        tile, library = tile_of(shape), native.library_for(*tile_of(shape), weight)
+        wide = native.transformed(library, weight) if library else None
+
+        def prepared(input: Tensor, shape: ConvShape, bias: Tensor | None = None) -> Tensor:
+            if library is None or not are_taken(input):
+                return forward(input, weight, shape, bias)
+            corner, size = (shape.padding[0][0], shape.padding[1][0]), (shape.out_h, shape.out_w)
+            return native.convolution(
+                library, tile.results, input, weight, corner, size, bias=bias, rotated=False, wide=wide
+            )  # fmt: skip
+
+        return prepared
+
+    return Passes(check, forward, input_gradient, weight_gradient, prepare)
 
 
-SMALL, PASSES, LARGE = passes("winograd_2", 4), passes("winograd", 6), passes("winograd_6", 8)
+SMALL = with_twin("winograd_2", passes("winograd_2", 4))
+PASSES = with_twin("winograd", passes("winograd", 6))
+LARGE = passes("winograd_6", 8)
 load_library = native.load_library
 
 

@@ -13,9 +13,10 @@ from kernels.native.vectors import Layout, are_taken, in_lines, load_kernel, unl
 from kernels.shapes import Pair
 from kernels.winograd_code import transforms
 
-# Bytes of transformed pixels of all tiles up to which filters are taken in turn, if they are larger than that cache;
-# bytes between image and result for which a block of tiles is made, and the tiles that it has at least and at most.
-_FEW_PIXELS, _MANY_FILTERS, _BLOCK, _FEWEST, _MOST = 12 * 2**20, 2**20, 3 * 2**19, 14, 56
+# Tiles that a block has at least and at most, and bytes between image and result that it may take in between. Fewer
+# tiles for each thread than that, and filters are taken in turn if they are more than a core's second cache holds.
+_FEWEST, _MOST, _BLOCK = 28, 84, 9 * 2**18
+_FEW, _FILTERS_IN_CACHE = 12, 2**20
 
 
 def library_for(results: Pair, taps: Pair, *tensors: Tensor) -> ctypes.CDLL | None:
@@ -35,8 +36,11 @@ def load_library(results: Pair = (4, 4), taps: Pair = (3, 3)) -> ctypes.CDLL:
     """The native code for this CPU. Raises: build.NotBuilt."""
     library = load_kernel("winograd", {"winograd_transforms.h": transforms(results, taps)})
     pointer, sizes, filters, number = ctypes.c_void_p, ctypes.POINTER(_Sizes), ctypes.POINTER(_Filters), ctypes.c_int
+    library.convoy_winograd_room.argtypes, library.convoy_winograd_room.restype = [number, number], ctypes.c_size_t
+    library.convoy_winograd_filters.argtypes = [filters, number, number, pointer, number]
+    library.convoy_winograd_filters.restype = None
     library.convoy_winograd.argtypes = [pointer, sizes, filters, pointer, pointer, pointer, number, number]
-    library.convoy_winograd_weight_gradient.argtypes = [pointer, sizes, pointer, pointer, number, number]
+    library.convoy_winograd_weight_gradient.argtypes = [pointer, sizes, pointer, pointer, number]
     return library
 
 
@@ -50,13 +54,14 @@ def convolution(
     *,
     bias: Tensor | None,
     rotated: bool,
+    wide: Tensor | None = None,
 ) -> Tensor:
     """Convolve with `weight`, or with its filters rotated and its channels exchanged.
 
-    `results`: of a tile. `corner`: zeros above and left of the images.
+    `results`: of a tile. `corner`: zeros above and left of the images. `wide`: of `transformed`, if that is done.
     Shapes: images (N, C, H, W), weight (K, C, R, S), bias (K,) -> (N, K, *size). Raises: MemoryError.
     """
-    filters = weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+    filters = _in_order(weight)
     places = in_lines(images)
     of_weight = _Filters.of(filters, rotated=rotated)
     k = weight.shape[1 if rotated else 0]
@@ -66,13 +71,23 @@ def convolution(
         places.data_ptr(),
         ctypes.byref(sizes),
         ctypes.byref(of_weight),
-        None,
+        None if wide is None else wide.data_ptr(),
         None if bias is None else bias.contiguous().data_ptr(),
         output.data_ptr(),
         _block(sizes, results, (weight.shape[2], weight.shape[3])),
         torch.get_num_threads(),
     )
     return unless(failed, output, "winograd")
+
+
+def transformed(library: ctypes.CDLL, weight: Tensor) -> Tensor:
+    """What `convolution` makes of a weight (K, C, R, S) before anything else, for use again and again."""
+    filters = _in_order(weight)
+    k, c = weight.shape[:2]
+    wide = torch.empty(library.convoy_winograd_room(k, c))
+    of_weight = _Filters.of(filters, rotated=False)
+    library.convoy_winograd_filters(ctypes.byref(of_weight), k, c, wide.data_ptr(), torch.get_num_threads())
+    return wide
 
 
 def weight_gradient(library: ctypes.CDLL, grads: Tensor, images: Tensor, corner: Pair, size: tuple[int, ...]) -> Tensor:
@@ -84,19 +99,25 @@ def weight_gradient(library: ctypes.CDLL, grads: Tensor, images: Tensor, corner:
         ctypes.byref(_Sizes.of(places, slopes, corner)),
         slopes.data_ptr(),
         gradient.data_ptr(),
-        28,
         torch.get_num_threads(),
     )
     return unless(failed, gradient, "winograd")
 
 
+def _in_order(weight: Tensor) -> Tensor:
+    """With taps or channels side by side, copied unless they lie so."""
+    return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+
+
 def _block(sizes: "_Sizes", results: Pair, taps: Pair) -> int:
-    """Tiles at a time, or 0 to take the filters in turn."""
+    """Tiles at a time, as many for each thread; 0 to take the filters in turn."""
     points = math.prod(m + r - 1 for m, r in zip(results, taps, strict=True))
     tiles = sizes.n * -(-sizes.out_h // results[0]) * -(-sizes.out_w // results[1])
-    if 4 * points * tiles * sizes.c <= _FEW_PIXELS and 4 * points * sizes.c * sizes.k > _MANY_FILTERS:
+    threads = torch.get_num_threads()
+    if tiles < _FEW * threads and 4 * points * sizes.c * sizes.k > _FILTERS_IN_CACHE:
         return 0
-    return min(_MOST, max(_FEWEST, _BLOCK // (4 * points * (sizes.c + sizes.k))))
+    most = min(_MOST, max(_FEWEST, _BLOCK // (4 * points * (sizes.c + sizes.k))))
+    return max(1, -(-tiles // (threads * -(-tiles // (threads * most)))))
 
 
 class _Sizes(ctypes.Structure):

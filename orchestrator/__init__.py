@@ -7,7 +7,8 @@ plan.py        (experiment, resources) -> Plan; pure
 prepare.py     what is decided before a run starts: data opened, model sized, plan made
 tuning.py      the algorithms of an experiment's convolutions: checked, measured
 explain.py     a plan as text
-launch.py      Plan -> run; the only file that starts anything
+cluster_tuning.py  the measuring of them on each kind of node of a cluster
+launch.py      Plan -> run; the only file that starts one
 stopping.py    Ctrl-C and SIGTERM: commit at the next step boundary, then end
 worker.py      what runs in every worker: tables of names -> the parts of the loop
 training/      the loop and its parts: plain torch, no Ray

@@ -28,7 +28,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.training.measures import MEASURES
 
 INTERRUPTED = 130
-TABLE_WIDTH = 120  # at least, of what tune prints
+TABLE_WIDTH = 140  # at least, of what tune prints
 
 app = typer.Typer(
     help="Train convolutional networks on Ray: one experiment file on a laptop and on a cluster.",
@@ -186,16 +186,20 @@ def tune(
     overrides: Overrides = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="For each pass of a shape, after a first try of all.")] = 0.5,
 ) -> None:
-    """Measure which convolution algorithm is fastest for each layer on this machine, for kernels: auto."""
+    """Measure which convolution algorithm is fastest for each layer, here or on each kind of node."""
     chosen = _experiment(experiment, overrides or [])
-    from orchestrator import prepare, tuning
+    from orchestrator import cluster_tuning, prepare, tuning
 
-    prepared = prepare.prepare(chosen, prepare.resources_here())
-    shapes = tuning.layer_shapes(chosen, prepared.plan)
-    measured = tuning.tune_layers(chosen, prepared.plan, shapes, seconds=seconds)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        rows = list(progress.track(measured, total=3 * len(set(shapes.values())), description="passes"))
-    Console(width=max(Console().width, TABLE_WIDTH)).print(tuning.printed(rows, shapes))
+    console = Console(width=max(Console().width, TABLE_WIDTH))
+    with cluster_tuning.connected(chosen) as on_cluster:
+        plan = prepare.prepare(chosen, prepare.resources_here()).plan
+        shapes = tuning.layer_shapes(chosen, plan)
+        measure = cluster_tuning.tune_nodes if on_cluster else tuning.tune_here
+        for device, measured in measure(chosen, plan, shapes, seconds=seconds):
+            with Progress(console=Console(stderr=True), transient=True) as progress:
+                rows = list(progress.track(measured, total=3 * len(set(shapes.values())), description="passes"))
+            console.print(f"{device}", highlight=False)
+            console.print(tuning.printed(rows, shapes))
 
 
 @app.command()

@@ -6,7 +6,7 @@ from kernels.passes import AUTO, VENDOR
 from orchestrator.config.experiment import Experiment
 from orchestrator.plan import ModelSize, Plan, Resources
 from orchestrator.training.tasks import TASKS
-from orchestrator.tuning import check_kernels, measured
+from orchestrator.tuning import check_kernels, chosen_by, measured
 from pipelines.augment.program import compile_program
 
 
@@ -43,7 +43,8 @@ def _kernels(experiment: Experiment, plan: Plan) -> str:
     chosen = ", ".join(f"{number} by {name}" for name, number in layers.most_common())
     if AUTO not in layers:
         return chosen
-    return f"{chosen}; measured: {'; '.join(measured()) or 'nothing yet, see convoy tune'}"
+    tables = "; ".join(measured()) or "nothing yet, see convoy tune"
+    return f"{chosen}; their passes here: {chosen_by(experiment, plan)}; measured: {tables}"
 
 
 def _workers(plan: Plan) -> str:

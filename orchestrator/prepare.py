@@ -65,7 +65,7 @@ class Prepared:
             train_epoch=Epoch(len(self.train.listing), batch),
             val_epoch=Epoch(len(self.val.listing), batch),
             identity=self.identity,
-            kernel_tables=kernel_tables(self.experiment, folder),
+            kernel_tables=kernel_tables(self.experiment, self.plan, folder),
         )
 
 

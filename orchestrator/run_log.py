@@ -66,6 +66,7 @@ class RunLog:
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=KEPT_EVENTS)
         self._num_events = 0
+        self._said: set[str] = set()
         self._quarantined = {_address(line): line for line in self._folder.read_lines("quarantine.jsonl")}
 
     def begin(self, epoch: int, step: int, workers: int) -> int:
@@ -121,6 +122,12 @@ class RunLog:
         if name == "commit":
             self._folder.upload()
             self._folder.refresh_lock()
+
+    def event_once(self, name: str, message: str, fields: dict[str, Any]) -> None:
+        """Write an event down unless another worker, or an earlier attempt, has said the same."""
+        if message not in self._said:
+            self._said.add(message)
+            self.event(name, message, **fields)
 
     def failure(self, cause: str, error: str, ranks: list[int]) -> None:
         """Note that the run failed; whether it goes on shows at the next `begin`."""

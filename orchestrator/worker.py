@@ -14,7 +14,8 @@ import ray.train
 import torch
 
 from kernels import dispatch
-from kernels.table import Table
+from kernels.passes import AUTO
+from kernels.table import Device, Table
 from orchestrator.channel import ActorChannel, Channel
 from orchestrator.config.experiment import Experiment
 from orchestrator.errors import RunError
@@ -156,6 +157,8 @@ def train_with(
     # Before anything that takes time: a pipeline starts for seconds.
     train_batches, val_batches = batches("train", progress.position), batches("val", progress.position)
     learner = build_learner(setup, device)
+    if AUTO in experiment.kernels.values():
+        channel.call("event_once", "kernels", *_what_auto_chooses_by(setup, Device.of(device)))
     if newest is not None:
         learner.restore(newest)
     if strategy.rank == 0:
@@ -198,6 +201,14 @@ def build_learner(setup: Setup, device: torch.device) -> Learner:
         image_size=experiment.data.image_size,
     )
     return Learner(experiment, model, device, setup.plan.target)
+
+
+def _what_auto_chooses_by(setup: Setup, device: Device) -> tuple[str, dict[str, Any]]:
+    """An event's message and fields."""
+    tables = map(Table.from_json, setup.kernel_tables)
+    passes = sum(len(table.rows) for table in tables if table.device == device)
+    by = f"by {passes} measured passes" if passes else "nothing of this network is measured there, see convoy tune"
+    return f"auto on {device}: {by}; else by defaults or the vendor's", {"device": str(device), "measured": passes}
 
 
 def _newest(store: CheckpointStore, log: WorkerLog) -> Snapshot | None:

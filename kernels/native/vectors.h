@@ -110,10 +110,33 @@ static void prefer_huge(float *to, size_t floats) {
 #endif
 }
 
+/* Memory that was worked in, of all threads together, since it was last asked how much: for what an algorithm needs,
+   not for what its threads have kept from other calls. */
+static size_t used_bytes;
+static int times_asked;
+
+size_t convoy_scratch_bytes(void) {
+  __atomic_add_fetch(&times_asked, 1, __ATOMIC_RELAXED);
+  return __atomic_exchange_n(&used_bytes, 0, __ATOMIC_RELAXED);
+}
+
+static void note_used(int purpose, size_t bytes) {
+  static _Thread_local size_t noted[3];
+  static _Thread_local int when;
+  const int now = __atomic_load_n(&times_asked, __ATOMIC_RELAXED);
+  if (when != now) memset(noted, 0, sizeof noted);
+  when = now;
+  if (bytes > noted[purpose]) {
+    __atomic_add_fetch(&used_bytes, bytes - noted[purpose], __ATOMIC_RELAXED);
+    noted[purpose] = bytes;
+  }
+}
+
 /* Memory that the calling thread keeps, on huge pages where there are any; NULL if there is none. */
 static float *scratch(int purpose, size_t floats) {
   static _Thread_local float *kept[3];
   static _Thread_local size_t size[3];
+  note_used(purpose, floats * sizeof(float));
   if (floats > size[purpose]) {
     const size_t huge = (size_t)2 << 20, bytes = (floats * sizeof(float) / huge + 1) * huge;
     free(kept[purpose]);

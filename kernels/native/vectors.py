@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kernels.native import build
 
+_loaded: dict[str, ctypes.CDLL] = {}
+
 
 class Layout(ctypes.Structure):
     """Floats from an image, a channel, a row and a column to the next."""
@@ -35,7 +37,15 @@ def load_kernel(name: str, headers: Mapping[str, str] = types.MappingProxyType({
     vectors = {"AVX512": ("-mavx512f", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
     of_cpu = vectors.get(torch.backends.cpu.get_cpu_capability(), ())
     flags = ("-fopenmp", "-ffp-contract=fast", *of_cpu)
-    return build.load(Path(__file__).parent / f"{name}.c", flags=flags, headers=headers)
+    library = build.load(Path(__file__).parent / f"{name}.c", flags=flags, headers=headers)
+    library.convoy_scratch_bytes.restype = ctypes.c_size_t
+    _loaded[library._name] = library
+    return library
+
+
+def scratch_bytes() -> int:
+    """Memory that kernels worked in, of all threads together, since this was last asked."""
+    return sum(library.convoy_scratch_bytes() for library in _loaded.values())
 
 
 def unless(failed: int, result: Tensor, algorithm: str) -> Tensor:

@@ -23,23 +23,22 @@
 #define POINTS (SIDE_H * SIDE_W)
 #define TAPS (TAPS_H * TAPS_W)
 
-#define CACHE_2 (1 << 20)     /* bytes of a core's second cache */
-#define CACHE_3 (16 << 20)    /* bytes of the third that one call may count on */
-#define SOME_CHANNELS 16      /* transformed together when filters are read or written */
-#define SLICES 16             /* sums of weight gradients made apart, whatever the number of threads */
-#define SUMS (64 << 20)       /* bytes that these may take in all */
-#define TILES_OF_GRADIENT 512 /* at a time, where a sum is too large to have several */
+#define CACHE_3 (16 << 20)      /* bytes of the third that one call may count on */
+#define SOME_CHANNELS 16        /* transformed together when filters are read or written */
+#define AHEAD 4                 /* tiles whose pixels are asked for in advance */
+#define TILES_OF_GRADIENT 128   /* at a time, of all threads */
+#define CHANNELS_OF_GRADIENT 96 /* of a point, that one thread takes */
 
-#define TRANSFORM(name, of_columns, of_rows, FROM_H, FROM_W, TO_H, TO_W)         \
-  INLINE void name(const vec in[FROM_H][FROM_W], vec out[TO_H][TO_W]) {          \
-    vec half[TO_H][FROM_W];                                                      \
-    UNROLL for (int j = 0; j < FROM_W; j++) {                                    \
-      vec column[FROM_H], made[TO_H];                                            \
-      UNROLL for (int i = 0; i < FROM_H; i++) column[i] = in[i][j];              \
-      of_columns(column, made);                                                  \
-      UNROLL for (int i = 0; i < TO_H; i++) half[i][j] = made[i];                \
-    }                                                                            \
-    UNROLL for (int i = 0; i < TO_H; i++) of_rows(half[i], out[i]);              \
+#define TRANSFORM(name, of_columns, of_rows, FROM_H, FROM_W, TO_H, TO_W) \
+  INLINE void name(const vec in[FROM_H][FROM_W], vec out[TO_H][TO_W]) {  \
+    vec half[TO_H][FROM_W];                                              \
+    UNROLL for (int j = 0; j < FROM_W; j++) {                            \
+      vec column[FROM_H], made[TO_H];                                    \
+      UNROLL for (int i = 0; i < FROM_H; i++) column[i] = in[i][j];      \
+      of_columns(column, made);                                          \
+      UNROLL for (int i = 0; i < TO_H; i++) half[i][j] = made[i];        \
+    }                                                                    \
+    UNROLL for (int i = 0; i < TO_H; i++) of_rows(half[i], out[i]);      \
   }
 TRANSFORM(input_2d, input_h, input_w, SIDE_H, SIDE_W, SIDE_H, SIDE_W)
 TRANSFORM(filter_2d, filter_h, filter_w, TAPS_H, TAPS_W, SIDE_H, SIDE_W)
@@ -134,6 +133,7 @@ static void transform_all(const struct filters *w, int filters, int channels, fl
 
 /* u: room for convoy_winograd_room floats. */
 void convoy_winograd_filters(const struct filters *w, int filters, int channels, float *u, int threads) {
+  prefer_huge(u, convoy_winograd_room(filters, channels));
 #pragma omp parallel num_threads(threads)
   transform_all(w, filters, channels, u);
 }
@@ -200,24 +200,38 @@ static size_t strip_of(int side_h, int side_w, int out_w, int tiles, int channel
 }
 
 /* Channels of one tile, WIDTH at a time, to `to` + point * point_step; zeros behind the last. */
-#define SPREAD_TILE(name, two_d, FROM_H, FROM_W)                                                   \
-  INLINE void name(const float *const *px, int channels, float *to, size_t point_step) {          \
-    for (int c = 0; c < channels; c += WIDTH, to += WIDTH) {                                       \
-      vec in[FROM_H][FROM_W], out[SIDE_H][SIDE_W];                                                 \
-      if (c + WIDTH <= channels) {                                                                 \
-        UNROLL for (int i = 0; i < FROM_H; i++)                                                    \
-          UNROLL for (int j = 0; j < FROM_W; j++) in[i][j] = load(px[i * FROM_W + j] + c);         \
-      } else {                                                                                     \
-        for (int i = 0; i < FROM_H; i++)                                                           \
-          for (int j = 0; j < FROM_W; j++) in[i][j] = load_part(px[i * FROM_W + j] + c, channels - c); \
-      }                                                                                            \
-      two_d(in, out);                                                                              \
-      UNROLL for (int i = 0; i < SIDE_H; i++)                                                      \
+#define SPREAD_TILE(name, two_d, FROM_H, FROM_W)                                                              \
+  INLINE void name(const float *const *px, int channels, float *to, size_t point_step) {                      \
+    for (int c = 0; c < channels; c += WIDTH, to += WIDTH) {                                                  \
+      vec in[FROM_H][FROM_W], out[SIDE_H][SIDE_W];                                                            \
+      if (c + WIDTH <= channels) {                                                                            \
+        UNROLL for (int i = 0; i < FROM_H; i++)                                                               \
+          UNROLL for (int j = 0; j < FROM_W; j++) in[i][j] = load(px[i * FROM_W + j] + c);                    \
+      } else {                                                                                                \
+        for (int i = 0; i < FROM_H; i++)                                                                      \
+          for (int j = 0; j < FROM_W; j++) in[i][j] = load_part(px[i * FROM_W + j] + c, channels - c);        \
+      }                                                                                                       \
+      two_d(in, out);                                                                                         \
+      UNROLL for (int i = 0; i < SIDE_H; i++)                                                                 \
         UNROLL for (int j = 0; j < SIDE_W; j++) store(to + (size_t)(i * SIDE_W + j) * point_step, out[i][j]); \
-    }                                                                                              \
+    }                                                                                                         \
   }
 SPREAD_TILE(spread_pixels, input_2d, SIDE_H, SIDE_W)
 SPREAD_TILE(spread_gradients, spread_2d, OUT_H, OUT_W)
+
+/* What a tile adds to the pixels of the one before it, asked for AHEAD of its turn: lines this far apart are no stream
+   that a CPU would see. */
+static void fetch_tile(const struct sizes *s, const float *x, int number) {
+  if (s->x.c != 1 || number >= num_tiles(s)) return;
+  const struct tile at = tile_at(s, number);
+  for (int i = 0; i < SIDE_H; i++)
+    for (int j = SIDE_W - OUT_W; j < SIDE_W; j++) {
+      const int row = at.row - s->top + i, column = at.column - s->left + j;
+      if (row < 0 || row >= s->h || column < 0 || column >= s->w) continue;
+      const float *pixel = x + at.n * s->x.n + row * s->x.h + column * s->x.w;
+      for (int c = 0; c < s->c; c += 16) __builtin_prefetch(pixel + c);
+    }
+}
 
 /* Tiles of pixels from `first` on -> v[point][tile][row_of(c)] */
 static void spread_images(const struct sizes *s, const float *x, int first, int count, float *v, size_t point,
@@ -230,6 +244,7 @@ static void spread_images(const struct sizes *s, const float *x, int first, int 
         viewed(x, &s->x, s->c, at.n, s->h, s->w, row, SIDE_H, column, many * OUT_W + SIDE_W - OUT_W, strip);
     for (int i = 0; i < many; i++) {
       const float *places[POINTS];
+      fetch_tile(s, x, first + t + i + AHEAD);
       pixels_at(places, SIDE_H, SIDE_W, &part, row, column + i * OUT_W, zeros);
       spread_pixels(places, s->c, v + (size_t)(t + i) * row_of(s->c), point);
     }
@@ -248,21 +263,6 @@ static void spread_results(const struct sizes *s, const float *dy, int first, in
       pixels_at(places, OUT_H, OUT_W, &part, at.row, at.column + i * OUT_W, zeros);
       spread_gradients(places, s->k, g + (size_t)(t + i) * row, point);
     }
-  }
-}
-
-/* What the next block reads, of a share of its tiles. */
-static void fetch_images(const struct sizes *s, const float *x, int first, int from, int to) {
-  if (s->x.c != 1) return;
-  for (int t = from; t < to; t++) {
-    const struct tile at = tile_at(s, first + t);
-    for (int i = 0; i < SIDE_H; i++)
-      for (int j = SIDE_W - OUT_W; j < SIDE_W; j++) {
-        const int row = at.row - s->top + i, column = at.column - s->left + j;
-        if (row < 0 || row >= s->h || column < 0 || column >= s->w) continue;
-        const float *pixel = x + at.n * s->x.n + row * s->x.h + column * s->x.w;
-        for (int c = 0; c < s->c; c += 16) __builtin_prefetch(pixel + c, 0, 2);
-      }
   }
 }
 
@@ -340,17 +340,12 @@ static int by_tiles(const struct sizes *s, const float *x, const float *u, const
 #pragma omp for schedule(dynamic)
   for (int b = 0; b < blocks; b++) {
     if (!v) continue;
-    const int first = b * block, count = smaller(block, all - first), next = first + count;
-    const int coming = smaller(block, all - next);
+    const int first = b * block, count = smaller(block, all - first);
     spread_images(s, x, first, count, v, v_point, strip, zeros);
     for (int p = 0; p < POINTS; p++) {
       const float *of_point = u + (size_t)p * u_point;
-      for (int panel = 0; panel < of_panels; panel++) {
-        const float *here = of_point + (size_t)panel * u_panel;
-        multiply_panel(v + (size_t)p * v_point, v_row, count, here, s->c, m + (size_t)p * m_point + panel * PANEL, m_row,
-                       panel + 1 < of_panels ? here + u_panel : p + 1 < POINTS ? of_point + u_point : u);
-      }
-      if (past) fetch_images(s, x, next, coming * p / POINTS, coming * (p + 1) / POINTS);
+      multiply(v + (size_t)p * v_point, v_row, count, of_point, u_panel, of_panels, s->c, m + (size_t)p * m_point,
+               m_row, p + 1 < POINTS ? of_point + u_point : u);
     }
     write_results(s, m, m_point, m_row, first, count, 0, s->k, bias, y, strip, past);
   }
@@ -360,9 +355,9 @@ static int by_tiles(const struct sizes *s, const float *x, const float *u, const
 /* All tiles, then panels of filters; part of a parallel region. `u`: transformed filters, or NULL to do it here. */
 static int by_filters(const struct sizes *s, const float *x, const struct filters *w, const float *u, const float *bias,
                       float *y, float *v, const float *zeros) {
-  const int all = num_tiles(s), across = tiles_across(s), some = across;
-  const size_t v_row = row_of(s->c), v_point = apart((size_t)all * v_row);
-  const size_t m_row = row_of(PANEL), m_point = apart((size_t)all * m_row), own = apart((size_t)s->c * PANEL);
+  const int all = num_tiles(s), some = tiles_across(s);
+  const size_t v_row = row_of(s->c), v_point = apart((size_t)all * v_row), own = apart((size_t)s->c * PANEL);
+  const size_t m_row = row_of(PANEL), m_point = apart((size_t)all * m_row);
   const size_t strips = strip_of(SIDE_H, SIDE_W, OUT_W, some, s->c) + strip_of(OUT_H, OUT_W, OUT_W, all, PANEL);
   float *m = scratch(TILES, POINTS * (m_point + (u ? 0 : own)) + strips);
   float *filters = m + POINTS * m_point, *strip = filters + (u ? 0 : POINTS * own);
@@ -378,7 +373,7 @@ static int by_filters(const struct sizes *s, const float *x, const struct filter
       transform_filters(w, panel * PANEL, s->k, c, smaller(SOME_CHANNELS, s->c - c), filters + (size_t)c * PANEL, own, 0);
     for (int p = 0; p < POINTS; p++)
       multiply_panel(v + (size_t)p * v_point, v_row, all, of_panel + (size_t)p * u_point, s->c,
-                     m + (size_t)p * m_point, m_row, p + 1 < POINTS ? of_panel + (size_t)(p + 1) * u_point : NULL);
+                     m + (size_t)p * m_point, m_row, of_panel + (size_t)(p + 1 < POINTS ? p + 1 : 0) * u_point);
     write_results(s, m, m_point, m_row, 0, all, panel * PANEL, smaller(PANEL, s->k - panel * PANEL), bias, y, strip, 0);
   }
   return m != NULL;
@@ -421,99 +416,72 @@ int convoy_winograd(const float *x, const struct sizes *s, const struct filters 
 /* Pixels v[tile][v_row] and gradients g[tile][g_row] of one point -> sum[c][row], of channels from `c` to `end`. */
 static void sum_products(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, int c, int end,
                          int of_panels, float *sum, size_t row, int add) {
-  const struct product p = {.a_row = 1, .a_deep = v_row, .b_row = g_row, .c_row = row, .fetch = 0,
-                            .depth = tiles, .columns = PANEL, .start = add ? PLACE : NOTHING};
-  for (int panel = 0; panel < of_panels; panel++)
-    multiply_all(&p, end - c, v + c, g + panel * PANEL, sum + (size_t)c * row + panel * PANEL, NULL);
+  const struct product p = {.a_row = 1, .a_deep = v_row, .b_row = g_row, .c_row = row, .depth = tiles,
+                            .columns = PANEL, .start = add ? PLACE : NOTHING};
+  for (int panel = 0; panel < of_panels; panel++, g += PANEL)
+    multiply_all(&p, end - c, v + c, g, sum + (size_t)c * row + panel * PANEL, AT_HAND(&p));
 }
 
 /* What is summed, and where: v[point][tile][v_row], g[point][tile][g_row], sum[point][c][g_row]. */
 struct gradient {
   const struct sizes *s;
-  int of_panels, slices;
-  size_t v_row, g_row, sum_point;
+  int tiles, of_panels; /* tiles at a time */
+  size_t v_row, g_row, v_point, g_point, sum_point;
 };
 
 static struct gradient gradient_of(const struct sizes *s) {
-  struct gradient a = {.s = s, .of_panels = panels(s->k), .v_row = row_of(s->c)};
+  const int across = tiles_across(s), lines = smaller(TILES_OF_GRADIENT / across, num_tiles(s) / across);
+  struct gradient a = {.s = s, .tiles = (lines > 1 ? lines : 1) * across, .of_panels = panels(s->k)};
+  a.v_row = row_of(s->c);
   a.g_row = row_of(a.of_panels * PANEL);
+  a.v_point = apart((size_t)a.tiles * a.v_row);
+  a.g_point = apart((size_t)a.tiles * a.g_row);
   a.sum_point = apart((size_t)s->c * a.g_row);
-  const size_t fit = SUMS / (POINTS * a.sum_point * sizeof(float));
-  const int worth = num_tiles(s) / 32;
-  a.slices = smaller(smaller(SLICES, (int)fit), worth) > 1 ? smaller(smaller(SLICES, (int)fit), worth) : 1;
   return a;
 }
 
 /* Gradients behind the last filter are read by whole panels: they must be numbers. */
-static void clear_behind(const struct gradient *a, float *g, size_t point, int tiles) {
+static void clear_behind(const struct gradient *a, float *g, int tiles) {
   const size_t used = (size_t)((a->s->k + WIDTH - 1) / WIDTH * WIDTH), left = (size_t)a->of_panels * PANEL - used;
   for (size_t p = 0; left && p < POINTS; p++)
-    for (int t = 0; t < tiles; t++) memset(g + p * point + (size_t)t * a->g_row + used, 0, left * sizeof(float));
+    for (int t = 0; t < tiles; t++) memset(g + p * a->g_point + (size_t)t * a->g_row + used, 0, left * sizeof(float));
 }
 
-/* A sum for each slice of the tiles; part of a parallel region. */
-static int sum_slices(const struct gradient *a, const float *x, const float *dy, float *sums, int block,
-                      const float *zeros) {
+/* The threads share tiles, then points and channels; part of a parallel region. Returns whether there was memory. */
+static int sum_gradients(const struct gradient *a, const float *x, const float *dy, float *v, float *g, float *sum,
+                         const float *zeros) {
   const struct sizes *s = a->s;
-  const size_t v_point = apart((size_t)block * a->v_row), g_point = apart((size_t)block * a->g_row);
-  const size_t strips = strip_of(SIDE_H, SIDE_W, OUT_W, block, s->c > s->k ? s->c : s->k);
-  float *v = scratch(TILES, POINTS * (v_point + g_point) + strips);
-  float *g = v + POINTS * v_point, *strip = g + POINTS * g_point;
-  const long all = num_tiles(s);
-#pragma omp for schedule(dynamic)
-  for (int slice = 0; slice < a->slices; slice++) {
-    const int begin = (int)(all * slice / a->slices), end = (int)(all * (slice + 1) / a->slices);
-    float *sum = sums + (size_t)slice * POINTS * a->sum_point;
-    for (int first = begin; v && first < end; first += block) {
-      const int count = smaller(block, end - first);
-      spread_images(s, x, first, count, v, v_point, strip, zeros);
-      spread_results(s, dy, first, count, g, g_point, a->g_row, strip, zeros);
-      clear_behind(a, g, g_point, count);
-      for (size_t p = 0; p < POINTS; p++)
-        sum_products(v + p * v_point, a->v_row, g + p * g_point, a->g_row, count, 0, s->c, a->of_panels,
-                     sum + p * a->sum_point, a->g_row, first > begin);
-    }
-  }
-  return v != NULL;
-}
-
-/* One sum, whose points and channels the threads share; part of a parallel region. */
-static int sum_together(const struct gradient *a, const float *x, const float *dy, float *sum, float *v, int block,
-                        const float *zeros) {
-  const struct sizes *s = a->s;
-  const int all = num_tiles(s), some = tiles_across(s), part = 96;
-  const size_t v_point = apart((size_t)block * a->v_row), g_point = apart((size_t)block * a->g_row);
-  float *g = v + POINTS * v_point;
+  const int all = num_tiles(s), some = tiles_across(s);
   float *strip = scratch(TILES, strip_of(SIDE_H, SIDE_W, OUT_W, some, s->c > s->k ? s->c : s->k));
-  for (int first = 0; first < all; first += block) {
-    const int count = smaller(block, all - first);
+  for (int first = 0; first < all; first += a->tiles) {
+    const int count = smaller(a->tiles, all - first);
 #pragma omp for schedule(static)
     for (int t = 0; t < count; t += some)
       if (strip) {
         const int many = smaller(some, count - t);
-        spread_images(s, x, first + t, many, v + (size_t)t * a->v_row, v_point, strip, zeros);
-        spread_results(s, dy, first + t, many, g + (size_t)t * a->g_row, g_point, a->g_row, strip, zeros);
-        clear_behind(a, g + (size_t)t * a->g_row, g_point, many);
+        float *gradients = g + (size_t)t * a->g_row;
+        spread_images(s, x, first + t, many, v + (size_t)t * a->v_row, a->v_point, strip, zeros);
+        spread_results(s, dy, first + t, many, gradients, a->g_point, a->g_row, strip, zeros);
+        clear_behind(a, gradients, many);
       }
 #pragma omp for schedule(static) collapse(2)
     for (int p = 0; p < POINTS; p++)
-      for (int c = 0; c < s->c; c += part)
-        sum_products(v + (size_t)p * v_point, a->v_row, g + (size_t)p * g_point, a->g_row, count, c,
-                     smaller(c + part, s->c), a->of_panels, sum + (size_t)p * a->sum_point, a->g_row, first > 0);
+      for (int c = 0; c < s->c; c += CHANNELS_OF_GRADIENT)
+        sum_products(v + (size_t)p * a->v_point, a->v_row, g + (size_t)p * a->g_point, a->g_row, count, c,
+                     smaller(c + CHANNELS_OF_GRADIENT, s->c), a->of_panels, sum + (size_t)p * a->sum_point, a->g_row,
+                     first > 0);
   }
   return strip != NULL;
 }
 
 /* The sums of WIDTH filters from `k` on and some channels, transformed back -> dw (k, c, TAPS_H, TAPS_W) */
-static void write_filters(const struct gradient *a, const float *sums, int k, int c, int count, float *dw) {
+static void write_filters(const struct gradient *a, const float *sum, int k, int c, int count, float *dw) {
   float taps[SOME_CHANNELS * TAPS * WIDTH] __attribute__((aligned(64)));
   for (int i = 0; i < count; i++) {
     vec in[SIDE_H][SIDE_W], out[TAPS_H][TAPS_W];
     for (size_t p = 0; p < POINTS; p++) {
-      const float *from = sums + p * a->sum_point + (size_t)(c + i) * a->g_row + (size_t)k;
-      vec total = load(from);
-      for (size_t slice = 1; slice < (size_t)a->slices; slice++) total += load(from + slice * POINTS * a->sum_point);
-      in[p / SIDE_W][p % SIDE_W] = total;
+      const float *from = sum + p * a->sum_point + (size_t)(c + i) * a->g_row + (size_t)k;
+      in[p / SIDE_W][p % SIDE_W] = load(from);
     }
     gradient_2d(in, out);
     for (int t = 0; t < TAPS; t++) store(taps + (i * TAPS + t) * WIDTH, out[t / TAPS_W][t % TAPS_W]);
@@ -523,30 +491,22 @@ static void write_filters(const struct gradient *a, const float *sums, int k, in
             dw + (size_t)k * filter + (size_t)c * TAPS, filter);
 }
 
-/* x (n, c, h, w), dy (n, k, out_h, out_w) -> dw (k, c, TAPS_H, TAPS_W). `block`: tiles at a time in a slice. Returns
-   DONE or NO_MEMORY. */
-int convoy_winograd_weight_gradient(const float *x, const struct sizes *s, const float *dy, float *dw, int block,
-                                    int threads) {
+/* x (n, c, h, w), dy (n, k, out_h, out_w) -> dw (k, c, TAPS_H, TAPS_W). Returns DONE or NO_MEMORY. */
+int convoy_winograd_weight_gradient(const float *x, const struct sizes *s, const float *dy, float *dw, int threads) {
   const struct gradient a = gradient_of(s);
-  const int together = smaller(TILES_OF_GRADIENT / tiles_across(s) * tiles_across(s), num_tiles(s));
-  const int chunk = together > 0 ? together : tiles_across(s);
   float *zeros = calloc((size_t)(s->c > s->k ? s->c : s->k) + WIDTH, sizeof(float));
-  float *sums = scratch(FILTERS, (size_t)a.slices * POINTS * a.sum_point), *shared = NULL;
-  if (a.slices == 1)
-    shared = scratch(SHARED, POINTS * (apart((size_t)chunk * a.v_row) + apart((size_t)chunk * a.g_row)));
-  int failed = !zeros || !sums || (a.slices == 1 && !shared);
+  float *sum = scratch(FILTERS, POINTS * a.sum_point), *v = scratch(SHARED, POINTS * (a.v_point + a.g_point));
+  int failed = !zeros || !sum || !v;
 #pragma omp parallel num_threads(threads) if (!failed)
   if (!failed) {
-    const int done = a.slices > 1 ? sum_slices(&a, x, dy, sums, block, zeros)
-                                  : sum_together(&a, x, dy, sums, shared, chunk, zeros);
-    if (!done) {
+    if (!sum_gradients(&a, x, dy, v, v + POINTS * a.v_point, sum, zeros)) {
 #pragma omp atomic write
       failed = 1;
     }
 #pragma omp for schedule(static) collapse(2)
     for (int k = 0; k < s->k; k += WIDTH)
       for (int c = 0; c < s->c; c += SOME_CHANNELS)
-        write_filters(&a, sums, k, c, smaller(SOME_CHANNELS, s->c - c), dw);
+        write_filters(&a, sum, k, c, smaller(SOME_CHANNELS, s->c - c), dw);
   }
   free(zeros);
   return failed ? NO_MEMORY : DONE;

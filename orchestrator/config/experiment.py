@@ -280,8 +280,8 @@ class Experiment(Section):
     """One experiment file.
 
     `kernels`: the algorithm of the convolutions (docs/kernels.md): a name, `auto` for what `convoy tune` measured as
-        fastest, or names by glob of layers, such as {default: vendor, "layer3.*": winograd}. A default holds where the
-        algorithm takes the layer; a layer that a glob names must be one.
+        fastest (else a default, else the vendor's), or names by glob of layers, such as {default: vendor, "layer3.*":
+        winograd}. A default holds where the algorithm takes the layer; a layer that a glob names must be one.
     """
 
     run: RunConfig

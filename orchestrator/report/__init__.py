@@ -6,7 +6,8 @@ figures.py   Record -> the numbers on the page: key figures, phases, step times
 page.py      the page, section by section
 curves.py    the charts of a run: which series, axes and marks
 tables.py    events, phases, slowest steps, figures by epoch, versions
-charts.py    data -> SVG: lines, stacked areas, histogram, bar of shares
+kernels.py   which algorithm computes which convolution, and what that saves
+charts.py    data -> SVG: lines, stacked areas, histogram, groups of bars, bar of shares
 markup.py    text -> escaped HTML elements
 axes.py      ranges and round ticks
 series.py    thinning and smoothing of long series

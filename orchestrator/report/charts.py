@@ -1,4 +1,4 @@
-"""Data -> SVG text: lines, stacked areas, a histogram, a bar of shares.
+"""Data -> SVG text: lines, stacked areas, a histogram, groups of bars, a bar of shares.
 
 Colours and fonts come from CSS classes (style.py), so one drawing serves light and dark. What appears where
 the pointer rests is a <title>; no script is needed. Knows nothing of runs.
@@ -11,13 +11,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from orchestrator.report.axes import SHARE, Axis, Units, exact, outward
+from orchestrator.report.axes import PLAIN, SHARE, Axis, Units, exact, outward
 from orchestrator.report.record import Floats
 from orchestrator.report.series import Series, thin
 from orchestrator.report.wording import count
 
 WIDTH, HEIGHT = 520, 236
 LEFT, RIGHT, TOP, BOTTOM = 50, 508, 14, 212  # of the plot inside the drawing
+GROUP_LEFT, GROUP_GAP, BAR = 172, 9, 13  # of groups of bars: where they begin, what is between them, one of them
 NUM_BUCKETS = 420  # about one a pixel
 NUM_BANDS = 130  # hover bands: narrower ones cannot be pointed at
 MERGE_PX = 5.0  # marks nearer than this are drawn as one
@@ -35,6 +36,16 @@ class Mark:
     rank: int
     name: str
     text: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar with a text behind it and one under the pointer. `style`: a CSS class."""
+
+    value: float
+    style: str
+    text: str
+    hover: str
 
 
 def line_chart(label: str, series: Sequence[Series], x: Axis, y: Axis, marks: Sequence[Mark] = ()) -> str:
@@ -105,6 +116,39 @@ def histogram(label: str, edges: Floats, counts: Floats, marks: Sequence[Mark], 
     return _svg(label, parts)
 
 
+def grouped_bars(label: str, groups: Sequence[tuple[str, Sequence[Bar]]], base: float) -> str:
+    """Groups of bars from the left, a name before each and a line at `base`, the value that bars are compared with."""
+    values = np.array([bar.value for _, bars in groups for bar in bars])
+    x = exact(0.0, 1.25 * max(base, float(values.max())), PLAIN)
+    bottom = TOP + sum(GROUP_GAP + BAR * len(bars) for _, bars in groups)
+    parts = []
+    for value, text in zip(x.ticks, x.labels, strict=True):
+        at = float(x.place(value, GROUP_LEFT, RIGHT))
+        parts.append(f'<line class="gridline" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" text-anchor="middle" x="{at:.1f}" y="{bottom + 18}">{text}</text>')
+    top = TOP + GROUP_GAP / 2
+    for name, bars in groups:
+        middle = top + BAR * len(bars) / 2 + 4
+        parts.append(
+            f'<text class="name" text-anchor="end" x="{GROUP_LEFT - 7}" y="{middle:.1f}">{escape(name)}</text>'
+        )
+        for row, bar in enumerate(bars):
+            parts.append(_bar(bar, x, top + BAR * row))
+        top += BAR * len(bars) + GROUP_GAP
+    at = float(x.place(base, GROUP_LEFT, RIGHT))
+    parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
+    return _svg(label, parts, bottom + 24)
+
+
+def _bar(bar: Bar, x: Axis, top: float) -> str:
+    end = float(x.place(bar.value, GROUP_LEFT, RIGHT))
+    return (
+        f'<g class="one"><title>{escape(bar.hover)}</title>'
+        f'<rect class="{bar.style}" x="{GROUP_LEFT}" y="{top:.1f}" width="{end - GROUP_LEFT:.1f}" height="{BAR - 2}"/>'
+        f'<text x="{end + 5:.1f}" y="{top + BAR - 4:.1f}">{escape(bar.text)}</text></g>'
+    )
+
+
 def share_bar(label: str, parts: Iterable[tuple[str, float, str]]) -> str:
     """One bar of (CSS class, share, hover text) side by side; without text inside it, so it may stretch."""
     left, rects = 0.0, []
@@ -121,9 +165,9 @@ def share_bar(label: str, parts: Iterable[tuple[str, float, str]]) -> str:
     )
 
 
-def _svg(label: str, parts: Iterable[str]) -> str:
+def _svg(label: str, parts: Iterable[str], height: float = HEIGHT) -> str:
     return (
-        f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH} {HEIGHT}">'
+        f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH} {height:g}">'
         f"{''.join(parts)}</svg>"
     )
 

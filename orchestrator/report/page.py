@@ -6,6 +6,7 @@ from typing import Any
 from orchestrator.report import curves, tables
 from orchestrator.report.charts import share_bar
 from orchestrator.report.figures import UNFINISHED, WALL_PARTS, Figures, figures, phase_seconds, wall_parts
+from orchestrator.report.kernels import convolutions
 from orchestrator.report.markup import Html, element, folded, nothing
 from orchestrator.report.record import Record, number
 from orchestrator.report.style import style_sheet
@@ -30,6 +31,7 @@ def page(record: Record) -> str:
         _curves(record),
         _where_the_time_went(record, key),
         _step_times(record),
+        _section("Convolutions", *convolutions(record.tuned)) if record.tuned else "",
         _section("Events", element("div", tables.event_table(record), style="card events")),
         _configuration(record),
         _footer(record),

@@ -79,10 +79,37 @@ class Event:
     fields: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """One pass of the convolutions of one shape, as measured: what was chosen, its time and the vendor's in seconds."""
+
+    layers: tuple[str, ...]
+    shape: str
+    which: str
+    algorithm: str
+    seconds: float
+    vendor_s: float
+
+    @property
+    def by_vendor(self) -> bool:
+        return self.algorithm.startswith("vendor")
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as the vendor's; 1 where the vendor stays, whatever the noise says."""
+        return 1.0 if self.by_vendor else self.vendor_s / self.seconds
+
+    @property
+    def saved_s(self) -> float:
+        """In all layers of the shape."""
+        return len(self.layers) * (self.vendor_s - self.seconds)
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     """All that a report is derived from.
 
+    `tuned`: what `kernels: auto` chose by on the workers' device, the first that was measured if there are several.
     `experiment`: the parsed experiment.yaml, empty if it is missing or no mapping.
     `result`: empty until a run has ended.
     `notes`: what could not be read, one sentence each.
@@ -95,6 +122,7 @@ class Record:
     epochs: tuple[Epoch, ...]
     events: tuple[Event, ...]
     result: dict[str, Any]
+    tuned: tuple[Tuned, ...]
     notes: tuple[str, ...]
 
     @property
@@ -123,7 +151,7 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """Read experiment.yaml, metrics.jsonl, events.jsonl and result.json; each may be missing.
+    """Read experiment.yaml, metrics.jsonl, events.jsonl, result.json and kernels.json; each may be missing.
 
     Raises: InputError if `folder` is no folder.
     """
@@ -141,6 +169,7 @@ def read_record(folder: Path) -> Record:
         epochs=epochs,
         events=events,
         result=_read_result(folder / "result.json", events, notes),
+        tuned=_read_tuned(folder / "kernels.json", events, notes),
         notes=tuple(notes),
     )
 
@@ -251,6 +280,29 @@ def _read_result(path: Path, events: tuple[Event, ...], notes: list[str]) -> dic
         notes.append("result.json is older than the last start of the run and was left out.")
         return {}
     return result
+
+
+def _read_tuned(path: Path, events: tuple[Event, ...], notes: list[str]) -> tuple[Tuned, ...]:
+    if not path.exists():
+        return ()
+    devices = [str(event.fields.get("device")) for event in events if event.kind == "kernels"]
+    try:
+        layers = json.loads(path.read_text(encoding="utf-8", errors="replace"))["layers"]
+        found: list[dict[str, Any]] = next((layers[device] for device in devices if layers.get(device)), [])
+        return tuple(
+            Tuned(
+                layers=tuple(map(str, each["layers"])),
+                shape=str(each["shape"]),
+                which=str(each["pass"]),
+                algorithm=str(each["algorithm"]),
+                seconds=float(each["seconds"]),
+                vendor_s=float(each["vendor_s"]),
+            )
+            for each in found
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        notes.append("kernels.json is cut off and was left out.")
+        return ()
 
 
 def _json_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,9 @@ PHASE_COLOURS = {
 # Part of the wall time -> the variable of its colour.
 WALL_COLOURS = {"trained": "backward", "redone": "data_wait", "evaluated": "optimizer", "rest": "other"}
 
+# Pass of a convolution -> the same.
+PASS_COLOURS = {"forward": "forward", "input_gradient": "backward", "weight_gradient": "optimizer"}
+
 _LIGHT = {
     "page": "#f6f6f3", "card": "#ffffff", "ink": "#1c2126", "muted": "#5f6873", "line": "#e3e4e1",
     "grid": "#ebedee",
@@ -63,6 +66,7 @@ border-radius:10px;overflow:hidden;margin:0}
 .tiles .value{font-size:25px;line-height:1.3;font-weight:600;letter-spacing:-.015em}
 .tiles .more{color:var(--muted);font-size:13px}
 .grid2{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:18px}
+.top{align-items:start}
 .card{display:flex;flex-direction:column;background:var(--card);border:1px solid var(--line);
 border-radius:10px;padding:16px 18px;margin:0;min-width:0}
 section>.card{margin-top:18px}h2+.card{margin-top:0}
@@ -99,6 +103,7 @@ stroke-width:3px}
 svg.shares{display:block;width:100%;height:26px;border-radius:5px;overflow:hidden}
 .shares rect{stroke:var(--card);stroke-width:1.5;vector-effect:non-scaling-stroke}
 .shares rect:hover{opacity:.82}
+.one:hover rect{opacity:.75}svg .one text{font-size:10px}svg .name{font-size:11px}
 .swatch{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:9px;vertical-align:-1px}
 .keys{display:flex;flex-wrap:wrap;gap:4px 26px;list-style:none;padding:0;margin:12px 0 0;font-size:13.5px}
 .scroll{overflow-x:auto}
@@ -145,7 +150,7 @@ def style_sheet() -> str:
     """All rules: the colours of both modes, a fill and a swatch for each part of a bar, the layout."""
     light = _LIGHT | {phase: pair[0] for phase, pair in PHASE_COLOURS.items()}
     dark = _DARK | {phase: pair[1] for phase, pair in PHASE_COLOURS.items()}
-    parts = {phase: phase for phase in PHASE_COLOURS} | WALL_COLOURS
+    parts = {phase: phase for phase in PHASE_COLOURS} | WALL_COLOURS | PASS_COLOURS
     fills = (f".{part}{{fill:var(--{name});background:var(--{name})}}" for part, name in parts.items())
     return (
         f":root{{color-scheme:light dark;{_variables(light)}}}"

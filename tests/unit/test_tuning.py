@@ -78,6 +78,7 @@ def test_a_measurement_has_every_algorithm_that_takes_the_shape_and_is_not_hopel
     assert got.seconds.keys() <= ALGORITHMS.keys() - {"direct"}
     assert all(seconds > 0 for seconds in got.seconds.values())
     assert all(0 <= error < 1e-4 for error in got.errors.values())
+    assert got.extra_bytes.keys() == got.seconds.keys()
 
 
 def test_a_table_is_kept_for_its_device_and_merged() -> None:
@@ -92,6 +93,19 @@ def test_a_table_is_kept_for_its_device_and_merged() -> None:
     assert [each.algorithm for each in merged.rows] == ["vendor_nhwc", "winograd"]
     assert Table.from_json(json.loads(json.dumps(merged.to_json()))) == merged
     assert row("winograd").ratio == 1.5
+
+
+def test_a_run_takes_the_rows_of_its_own_convolutions_at_any_batch_size() -> None:
+    others = ConvShape(**(vars(SHAPE) | {"k": 6}))
+    rows = tuple(row("winograd", shape=ConvShape(**(vars(SHAPE) | sizes))) for sizes in ({}, {"n": 9}))
+    measured = Table(device=Device.of(CPU), rows=(*rows, row("winograd", shape=others)))
+    assert measured.only([ConvShape(**(vars(SHAPE) | {"n": 1}))]).rows == rows
+
+
+def test_a_table_of_before_memory_was_measured_is_read() -> None:
+    document = Table(device=Device.of(CPU), rows=(row("winograd"),)).to_json()
+    del document["rows"][0]["extra_bytes"]
+    assert Table.from_json(document).rows == (row("winograd"),)
 
 
 def test_auto_is_what_the_table_of_this_device_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@
 layers     the 3 x 3 layers of VGG-E (Simonyan & Zisserman 2014), each pass: milliseconds, effective TFLOPS (the
            definition's operations over time) and the speed-up of the fastest, as tables 5 and 6 of Lavin & Gray 2015
            (arXiv:1509.09308). Transforms of weights count, as in training.
+inference  the same forward at batch 1 on one thread, weights transformed beforehand (`kernels.inference`).
 networks   every distinct layer of the networks at batch 8: `convoy tune` chooses, then, on other samples and in turns,
            the choice against the vendor in both layouts. Below 0.97 it is named.
 steps      forward, backward and SGD of whole networks at batch 16: PyTorch in both layouts against `kernels: auto` in
@@ -42,9 +43,11 @@ from benchmarks.kernel_parts import (
     CPU,
     DEPTHWISE_TARGETS,
     FFT_TARGETS,
+    INFERENCE_TARGET,
     LAYER_TARGETS,
     depthwise,
     fft,
+    inference,
     layers,
     memory,
     seconds_of,
@@ -64,6 +67,14 @@ NETWORKS = (
 WITH_AUXILIARY = ("googlenet", "inception_v3")
 STEP_TARGETS = {"vgg16": 2.2, "resnet50": 1.4, "convnext_tiny": 1.3}
 NEVER_BELOW = 0.97
+TARGETS: dict[str, Any] = {
+    "inference": INFERENCE_TARGET,
+    "layers": LAYER_TARGETS,
+    "networks": NEVER_BELOW,
+    "steps": STEP_TARGETS,
+    "depthwise": DEPTHWISE_TARGETS,
+    "fft": FFT_TARGETS,
+}
 
 
 def measured(shape: ConvShape, which: str, seconds: float) -> Row:
@@ -199,21 +210,29 @@ def outline(name: str, batch: int) -> tuple[nn.Module, torch.Tensor]:
 
 
 PARTS = {
-    "layers": layers, "networks": networks, "steps": steps, "errors": errors, "memory": memory, "strassen": strassens,
-    "depthwise": depthwise, "fft": fft, "accuracy": accuracy,
+    "inference": inference, "layers": layers, "networks": networks, "steps": steps, "errors": errors, "memory": memory,
+    "strassen": strassens, "depthwise": depthwise, "fft": fft, "accuracy": accuracy,
 }  # fmt: skip
 
 
-def chart(axis: Any, parts: dict[str, Any]) -> None:
-    bars = {f"VGG-E, batch {each['batch']}, {each['pass']}": each["geometric_mean"] for each in parts.get("layers", [])}
-    bars |= {f"{each['network']}, every layer": each["geometric_mean"] for each in parts.get("networks", [])}
-    bars |= {f"{each['network']}, a step": each["ratio"]["median"] for each in parts.get("steps", [])}
+def chart(axis: Any, bars: dict[str, float]) -> None:
     for place, (name, value) in enumerate(bars.items()):
         axis.barh(place, value, color=measure.COLOURS[0], height=0.6)
         axis.text(0.02, place, f" {name}: {value:.2f}", va="center", color="white", fontsize=8)
     axis.axvline(1, color=measure.INK, linestyle="--", linewidth=1)
     axis.set_yticks([])
     axis.set_xlabel("times as fast as PyTorch's better memory layout", color=measure.INK)
+
+
+def bars_of(part: str, found: list[dict[str, Any]]) -> dict[str, float]:
+    """What a part's chart shows; nothing for those that are tables."""
+    if part in ("layers", "inference"):
+        return {f"VGG-E, batch {each['batch']}, {each['pass']}": each["without_first_layer"] for each in found}
+    if part == "networks":
+        return {f"{each['network']}, every layer": each["geometric_mean"] for each in found}
+    if part == "steps":
+        return {f"{each['network']}, a step": each["ratio"]["median"] for each in found}
+    return {}
 
 
 def main() -> None:
@@ -236,23 +255,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    here = measure.machine()
-    parts = {name: list(PARTS[name](args)) for name in args.parts}
-    record = {
-        "title": "Convolution algorithms over PyTorch's, fp32",
-        "targets": {
-            "layers": LAYER_TARGETS,
-            "networks": NEVER_BELOW,
-            "steps": STEP_TARGETS,
-            "depthwise": DEPTHWISE_TARGETS,
-            "fft": FFT_TARGETS,
-        },
-        "settings": vars(args) | {"reference": None},
-        "machine": here,
-        **parts,
-    }
-    drawn = {"layers", "networks", "steps"} & parts.keys()
-    measure.write("kernels", record, (lambda axis: chart(axis, parts)) if drawn else None)
+    for part in args.parts:
+        here, found = measure.machine(), list(PARTS[part](args))
+        record = {
+            "title": f"Convolution algorithms over PyTorch's, fp32: {part}",
+            "targets": TARGETS.get(part),
+            "settings": vars(args) | {"reference": None},
+            "machine": here,
+            part: found,
+        }
+        bars = bars_of(part, found)
+        measure.write(f"kernels-{part}", record, (lambda axis, bars=bars: chart(axis, bars)) if bars else None)
 
 
 if __name__ == "__main__":

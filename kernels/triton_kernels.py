@@ -48,7 +48,8 @@ def with_twin(name: str, passes: Passes) -> Passes:
 
         return computed
 
-    return Passes(passes.check, *map(either, Choice._fields), prepare=passes.prepare)
+    forward, input_gradient, weight_gradient = map(either, Choice._fields)
+    return passes._replace(forward=forward, input_gradient=input_gradient, weight_gradient=weight_gradient)
 
 
 def twin(name: str) -> Passes:

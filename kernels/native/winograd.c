@@ -29,22 +29,23 @@
 #define TILES_OF_GRADIENT 128   /* at a time, of all threads */
 #define CHANNELS_OF_GRADIENT 96 /* of a point, that one thread takes */
 
-#define TRANSFORM(name, of_columns, of_rows, FROM_H, FROM_W, TO_H, TO_W) \
-  INLINE void name(const vec in[FROM_H][FROM_W], vec out[TO_H][TO_W]) {  \
-    vec half[TO_H][FROM_W];                                              \
-    UNROLL for (int j = 0; j < FROM_W; j++) {                            \
-      vec column[FROM_H], made[TO_H];                                    \
-      UNROLL for (int i = 0; i < FROM_H; i++) column[i] = in[i][j];      \
-      of_columns(column, made);                                          \
-      UNROLL for (int i = 0; i < TO_H; i++) half[i][j] = made[i];        \
-    }                                                                    \
-    UNROLL for (int i = 0; i < TO_H; i++) of_rows(half[i], out[i]);      \
-  }
-TRANSFORM(input_2d, input_h, input_w, SIDE_H, SIDE_W, SIDE_H, SIDE_W)
-TRANSFORM(filter_2d, filter_h, filter_w, TAPS_H, TAPS_W, SIDE_H, SIDE_W)
-TRANSFORM(output_2d, output_h, output_w, SIDE_H, SIDE_W, OUT_H, OUT_W)
-TRANSFORM(spread_2d, spread_h, spread_w, OUT_H, OUT_W, SIDE_H, SIDE_W)
-TRANSFORM(gradient_2d, gradient_h, gradient_w, SIDE_H, SIDE_W, TAPS_H, TAPS_W)
+/* Both axes of a transform: what LOAD(i, j) gives, columns first, then rows, to STORE(i, j, value). Each column is read
+   when its turn comes, since there are fewer registers than values. */
+#define TRANSFORM(of_columns, of_rows, FROM_H, FROM_W, TO_H, TO_W, LOAD, STORE) \
+  do {                                                                         \
+    vec half_way[TO_H][FROM_W];                                                \
+    UNROLL for (int j = 0; j < FROM_W; j++) {                                  \
+      vec column[FROM_H], made[TO_H];                                          \
+      UNROLL for (int i = 0; i < FROM_H; i++) column[i] = LOAD(i, j);          \
+      of_columns(column, made);                                                \
+      UNROLL for (int i = 0; i < TO_H; i++) half_way[i][j] = made[i];          \
+    }                                                                          \
+    UNROLL for (int i = 0; i < TO_H; i++) {                                    \
+      vec made[TO_W];                                                          \
+      of_rows(half_way[i], made);                                              \
+      UNROLL for (int j = 0; j < TO_W; j++) STORE(i, j, made[j]);              \
+    }                                                                          \
+  } while (0)
 
 /* Floats from an image, a channel, a row and a column to the next. */
 struct layout {
@@ -98,17 +99,14 @@ static void transform_filters(const struct filters *w, int k, int filters, int c
   read_filters(w, k, filters, c, count, taps);
   for (int i = 0; i < count; i++, u += PANEL)
     for (int half = 0; half < PANEL; half += WIDTH) {
-      vec in[TAPS_H][TAPS_W], out[SIDE_H][SIDE_W];
-      UNROLL for (int t = 0; t < TAPS; t++)
-        in[t / TAPS_W][t % TAPS_W] = load(taps + (i * TAPS + (w->rotated ? TAPS - 1 - t : t)) * PANEL + half);
-      filter_2d(in, out);
-      for (int p = 0; p < POINTS; p++) {
-        float *to = u + (size_t)p * point + half;
-        if (past)
-          STREAM(to, out[p / SIDE_W][p % SIDE_W]);
-        else
-          store(to, out[p / SIDE_W][p % SIDE_W]);
-      }
+      const float *from = taps + i * TAPS * PANEL + half;
+#define TAP(i, j) load(from + (w->rotated ? TAPS - 1 - (i) * TAPS_W - (j) : (i) * TAPS_W + (j)) * PANEL)
+#define KEEP(i, j, value) store(u + (size_t)((i) * SIDE_W + (j)) * point + half, value)
+#define PASS(i, j, value) STREAM(u + (size_t)((i) * SIDE_W + (j)) * point + half, value)
+      if (past)
+        TRANSFORM(filter_h, filter_w, TAPS_H, TAPS_W, SIDE_H, SIDE_W, TAP, PASS);
+      else
+        TRANSFORM(filter_h, filter_w, TAPS_H, TAPS_W, SIDE_H, SIDE_W, TAP, KEEP);
     }
 }
 
@@ -200,24 +198,22 @@ static size_t strip_of(int side_h, int side_w, int out_w, int tiles, int channel
 }
 
 /* Channels of one tile, WIDTH at a time, to `to` + point * point_step; zeros behind the last. */
-#define SPREAD_TILE(name, two_d, FROM_H, FROM_W)                                                              \
-  INLINE void name(const float *const *px, int channels, float *to, size_t point_step) {                      \
-    for (int c = 0; c < channels; c += WIDTH, to += WIDTH) {                                                  \
-      vec in[FROM_H][FROM_W], out[SIDE_H][SIDE_W];                                                            \
-      if (c + WIDTH <= channels) {                                                                            \
-        UNROLL for (int i = 0; i < FROM_H; i++)                                                               \
-          UNROLL for (int j = 0; j < FROM_W; j++) in[i][j] = load(px[i * FROM_W + j] + c);                    \
-      } else {                                                                                                \
-        for (int i = 0; i < FROM_H; i++)                                                                      \
-          for (int j = 0; j < FROM_W; j++) in[i][j] = load_part(px[i * FROM_W + j] + c, channels - c);        \
-      }                                                                                                       \
-      two_d(in, out);                                                                                         \
-      UNROLL for (int i = 0; i < SIDE_H; i++)                                                                 \
-        UNROLL for (int j = 0; j < SIDE_W; j++) store(to + (size_t)(i * SIDE_W + j) * point_step, out[i][j]); \
-    }                                                                                                         \
+#define SPREAD_TILE(name, of_columns, of_rows, FROM_H, FROM_W)                                           \
+  INLINE void name(const float *const *px, int channels, float *to, size_t point) {                      \
+    int c = 0;                                                                                           \
+    for (; c + WIDTH <= channels; c += WIDTH, to += WIDTH)                                               \
+      TRANSFORM(of_columns, of_rows, FROM_H, FROM_W, SIDE_H, SIDE_W, name##_whole, name##_to);           \
+    if (c < channels) TRANSFORM(of_columns, of_rows, FROM_H, FROM_W, SIDE_H, SIDE_W, name##_part, name##_to); \
   }
-SPREAD_TILE(spread_pixels, input_2d, SIDE_H, SIDE_W)
-SPREAD_TILE(spread_gradients, spread_2d, OUT_H, OUT_W)
+#define TO_POINT(i, j, value) store(to + (size_t)((i) * SIDE_W + (j)) * point, value)
+#define spread_pixels_whole(i, j) load(px[(i) * SIDE_W + (j)] + c)
+#define spread_pixels_part(i, j) load_part(px[(i) * SIDE_W + (j)] + c, channels - c)
+#define spread_pixels_to TO_POINT
+#define spread_gradients_whole(i, j) load(px[(i) * OUT_W + (j)] + c)
+#define spread_gradients_part(i, j) load_part(px[(i) * OUT_W + (j)] + c, channels - c)
+#define spread_gradients_to TO_POINT
+SPREAD_TILE(spread_pixels, input_h, input_w, SIDE_H, SIDE_W)
+SPREAD_TILE(spread_gradients, spread_h, spread_w, OUT_H, OUT_W)
 
 /* What a tile adds to the pixels of the one before it, asked for AHEAD of its turn: lines this far apart are no stream
    that a CPU would see. */
@@ -275,10 +271,9 @@ INLINE void write_tile(const float *m, size_t point, int filters, const float *b
     vec out[2][OUT_H][OUT_W];
     const int halves = k + WIDTH < filters ? 2 : 1;
     for (int half = 0; half < halves; half++) {
-      vec in[SIDE_H][SIDE_W];
-      UNROLL for (int i = 0; i < SIDE_H; i++)
-        UNROLL for (int j = 0; j < SIDE_W; j++) in[i][j] = load(m + (size_t)(i * SIDE_W + j) * point + k + half * WIDTH);
-      output_2d(in, out[half]);
+#define PRODUCT_AT(i, j) load(m + (size_t)((i) * SIDE_W + (j)) * point + k + half * WIDTH)
+#define RESULT(i, j, value) out[half][i][j] = value
+      TRANSFORM(output_h, output_w, SIDE_H, SIDE_W, OUT_H, OUT_W, PRODUCT_AT, RESULT);
     }
     if (bias)
       for (int half = 0; half < halves; half++) {
@@ -478,13 +473,11 @@ static int sum_gradients(const struct gradient *a, const float *x, const float *
 static void write_filters(const struct gradient *a, const float *sum, int k, int c, int count, float *dw) {
   float taps[SOME_CHANNELS * TAPS * WIDTH] __attribute__((aligned(64)));
   for (int i = 0; i < count; i++) {
-    vec in[SIDE_H][SIDE_W], out[TAPS_H][TAPS_W];
-    for (size_t p = 0; p < POINTS; p++) {
-      const float *from = sum + p * a->sum_point + (size_t)(c + i) * a->g_row + (size_t)k;
-      in[p / SIDE_W][p % SIDE_W] = load(from);
-    }
-    gradient_2d(in, out);
-    for (int t = 0; t < TAPS; t++) store(taps + (i * TAPS + t) * WIDTH, out[t / TAPS_W][t % TAPS_W]);
+    const float *from = sum + (size_t)(c + i) * a->g_row + (size_t)k;
+    float *to = taps + i * TAPS * WIDTH;
+#define SUM_AT(i, j) load(from + (size_t)((i) * SIDE_W + (j)) * a->sum_point)
+#define TO_TAP(i, j, value) store(to + ((i) * TAPS_W + (j)) * WIDTH, value)
+    TRANSFORM(gradient_h, gradient_w, SIDE_H, SIDE_W, TAPS_H, TAPS_W, SUM_AT, TO_TAP);
   }
   const size_t filter = (size_t)a->s->c * TAPS;
   transpose(taps, WIDTH, (size_t)(count * TAPS), (size_t)smaller(WIDTH, a->s->k - k),

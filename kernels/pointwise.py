@@ -16,7 +16,7 @@ from kernels.layout import LAYOUTS, laid_out, layout_of
 from kernels.native import build
 from kernels.native.vectors import Layout, are_taken, in_lines, load_kernel, unless
 from kernels.passes import Passes
-from kernels.shapes import ConvShape, check_allowed
+from kernels.shapes import ConvShape, Pair, check_allowed
 
 
 def check(shape: ConvShape) -> None:
@@ -35,7 +35,7 @@ def forward(input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None
     if library is None:
         return forward_by_torch(input, weight, shape, bias)
     images, output = in_lines(input), torch.empty(shape.output_size, memory_format=LAYOUTS[layout_of(input)])
-    sizes = _Sizes.of(shape, (shape.c, shape.k), (1, 1), _met(images, shape).stride(), output.stride())
+    sizes = _Sizes.of((shape.c, shape.k), _met(images, shape), output)
     return _product(library, images, sizes, _Filters(weight.contiguous().data_ptr(), 1, shape.c), bias, output)
 
 
@@ -44,8 +44,12 @@ def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Ten
     library = _library_for(grad_output, weight)
     if library is None:
         return input_gradient_by_torch(grad_output, weight, shape)
-    grads, gradient = in_lines(grad_output), torch.empty(shape.input_size, memory_format=LAYOUTS[layout_of(grad_output)])
-    sizes = _Sizes.of(shape, (shape.k, shape.c), shape.stride, grads.stride(), _met(gradient, shape).stride())
+    grads, gradient = (
+        in_lines(grad_output),
+        torch.empty(shape.input_size, memory_format=LAYOUTS[layout_of(grad_output)]),
+    )
+    cells = (shape.stride, (shape.h, shape.w)) if shape.stride != (1, 1) else ()
+    sizes = _Sizes.of((shape.k, shape.c), grads, _met(gradient, shape), *cells)
     return _product(library, grads, sizes, _Filters(weight.contiguous().data_ptr(), shape.c, 1), None, gradient)
 
 
@@ -55,7 +59,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     if library is None:
         return weight_gradient_by_torch(grad_output, input, shape)
     images, grads, gradient = in_lines(input), in_lines(grad_output), torch.empty(shape.weight_size)
-    sizes = _Sizes.of(shape, (shape.c, shape.k), (1, 1), _met(images, shape).stride(), grads.stride())
+    sizes = _Sizes.of((shape.c, shape.k), _met(images, shape), grads)
     failed = library.convoy_pointwise_weight_gradient(
         images.data_ptr(), ctypes.byref(sizes), grads.data_ptr(), gradient.data_ptr(), torch.get_num_threads()
     )
@@ -83,9 +87,7 @@ def input_gradient_by_torch(grad_output: Tensor, weight: Tensor, shape: ConvShap
 
 def weight_gradient_by_torch(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Tensor:
     """One product summed over all pixels."""
-    grads, images = (
-        each.permute(1, 0, 2, 3).flatten(1) for each in (_wide(grad_output), _met(_wide(input), shape))
-    )
+    grads, images = (each.permute(1, 0, 2, 3).flatten(1) for each in (_wide(grad_output), _met(_wide(input), shape)))
     return (grads @ images.T).view(shape.weight_size).to(input.dtype)
 
 
@@ -104,28 +106,21 @@ def _matrix(weight: Tensor) -> Tensor:
 
 class _Sizes(ctypes.Structure):
     _fields_ = [
-        *(
-            (name, ctypes.c_int)
-            for name in ("n", "from_", "to", "h", "w", "cell_h", "cell_w", "full_h", "full_w")
-        ),
+        *((name, ctypes.c_int) for name in ("n", "from_", "to", "h", "w", "cell_h", "cell_w", "full_h", "full_w")),
         ("in_", Layout),
         ("out", Layout),
     ]
 
     @classmethod
     def of(
-        cls,
-        shape: ConvShape,
-        channels: tuple[int, int],
-        cell: tuple[int, int],
-        read: tuple[int, ...],
-        written: tuple[int, ...],
+        cls, channels: Pair, read: Tensor, written: Tensor, cell: Pair = (1, 1), full: Pair | None = None
     ) -> "_Sizes":
-        """Strides of the pixels that meet, of images that are read and of those that are written."""
-        full = (shape.h, shape.w) if cell != (1, 1) else (shape.out_h, shape.out_w)
-        return cls(
-            shape.n, *channels, shape.out_h, shape.out_w, *cell, *full, Layout(*read), Layout(*written)
-        )
+        """From pixels that are read to those that are written, of `channels`. `full`: images that cells make up."""
+        n, _, h, w = read.shape
+        layouts = [Layout.of(read), Layout.of(written)]
+        if h * w == 1 and not full:  # a row of images
+            n, w, layouts = 1, n, [Layout(0, layout.c, 0, layout.n) for layout in layouts]
+        return cls(n, *channels, h, w, *cell, *(full or (h, w)), *layouts)
 
 
 class _Filters(ctypes.Structure):

@@ -23,11 +23,12 @@ struct product {
   enum start start;
 };
 
-/* What to fetch where there is nothing to fetch: a line that the first cache has, or each step would wait for the second. */
+/* What to fetch where there is nothing to fetch: a line that the first cache has, or each step would wait for the
+   second. */
 #define AT_HAND(p) ((const float *)(p))
 
-/* Some rows (`many`, known to the compiler) of a product of `halves` vectors; a line at `next` is fetched each step. Six
-   rows of two vectors are twelve sums: enough to hide the latency of a fused multiply and addition, and AVX2 has no
+/* Some rows (`many`, known to the compiler) of a product of `halves` vectors; a line at `next` is fetched each step.
+   Six rows of two vectors are twelve sums: enough to hide the latency of a fused multiply and addition, and AVX2 has no
    registers for more. */
 INLINE void multiply_rows(size_t many, int halves, const struct product *p, const float *a, const float *b, float *c,
                           const float *start, const float *next) {
@@ -80,7 +81,8 @@ MULTIPLY(1, 1) MULTIPLY(2, 1) MULTIPLY(3, 1) MULTIPLY(4, 1) MULTIPLY(5, 1) MULTI
 /* Rows that are multiplied at a time by so many columns. */
 static inline int rows_for(int columns) { return columns > WIDTH ? 6 : 8; }
 
-/* At most rows_for(columns) rows. `start`: of the first row or column; `next`: lines that are read soon, one for each step. */
+/* At most rows_for(columns) rows. `start`: of the first row or column; `next`: lines that are read soon, one for
+   each step. */
 static inline void multiply_few(const struct product *p, int rows, const float *a, const float *b, float *c,
                                 const float *start, const float *next) {
   static kernel *const of[2][9] = {{NULL, multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1,

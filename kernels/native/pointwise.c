@@ -1,12 +1,20 @@
 /* Pointwise convolution (1 x 1, any stride) with its gradients, fp32, in either memory layout: matrix products.
 
-   Of six rows of one factor and a panel of the other at a time (gemm.h), the panels packed so that they are read in
-   order. With channels side by side (NHWC) rows are pixels where they lie and panels are filters, packed once; with
-   pixels side by side (NCHW) rows are filters and panels are pixels, packed a block at a time that stays in the second
-   cache. The weight's gradient sums over pixels: rows are channels of results, panels channels of images, both packed a
-   block of pixels at a time, in slices of the pixels with a sum each.
+   Of a few rows of one factor by a panel of the other at a time (gemm.h). With channels side by side (NHWC) rows are
+   pixels, read where they lie, and panels are filters, packed once; with pixels side by side (NCHW) rows are filters
+   and panels are pixels, packed a block at a time that stays in the second cache. The weight's gradient sums over
+   pixels, in slices of them that have a sum each: panels are channels of the side that has fewer, packed a block of
+   pixels at a time, and rows are channels of the other, read where they lie if they can be.
 
    With a stride, a pixel that is read has a cell of pixels that no other has; the rest of it gets a gradient of zero.
+
+   What mattered, of the peak of 262 GFLOP/s a core (AMD EPYC with AVX-512, gcc 12.2, 2026-11), 8 images:
+   - What the next block reads is fetched in even shares during the products of this one: 221 -> 247 for 256-1024@14 in
+     NHWC. In a burst it waits for memory, and so do the products.
+   - Few pixels by many filters are cut by filters too, so that each is read from the third cache less often: with the
+     former, 185 -> 218 for 512-2048@7.
+   - Blocks of 128 pixels for the weight's gradient: at 256, the lines of pixels that lie 1 KiB apart push each other
+     out of the first cache: 180 -> 201 for 64-256@56 in NHWC.
 
    Thread-safe: each thread keeps memory of its own to work in, which it never gives back. Results do not depend on the
    number of threads. */
@@ -14,14 +22,16 @@
 #define _GNU_SOURCE
 #include "gemm.h"
 
-#define CACHE_2 (1 << 18)         /* floats of a core's second cache */
-#define CACHE_3 (16 << 20)        /* bytes of the third cache that one call may count on */
-#define BLOCK (64 << 10)          /* floats of images that stay in the second cache */
-#define TASKS 16                  /* at least, if there is enough for so many: not by threads */
-#define TILE 384                  /* channels of a tile of the weight's gradient, at most */
-#define PIXELS 128                /* summed at a time */
-#define SLICE 512                 /* pixels that are worth a sum of their own */
-#define SUMS (32 << 20)           /* floats that all sums may take */
+#define CACHE_3 (16 << 20)       /* bytes of the third cache that one call may count on */
+#define MANY_FILTERS (64 << 10)  /* floats that do not stay in the second cache beside all else */
+#define BLOCK (64 << 10)         /* floats of images that do */
+#define MOST_PIXELS 192          /* of a block */
+#define TASKS 16                 /* at least, if there is enough for so many: not by threads, so results are the same */
+#define TILE 384                 /* channels of a tile of the weight's gradient, at most */
+#define PIXELS 128               /* summed at a time */
+#define SLICE 512                /* pixels that are worth a sum of their own */
+#define SUMS (32 << 20)          /* floats that all sums may take */
+#define SAME_SETS 1024           /* floats apart, lines share so few sets of the caches that they push each other out */
 
 /* Floats from an image, a channel, a row and a column to the next. */
 struct layout {
@@ -85,10 +95,15 @@ static void pack_filters(const struct sizes *s, const struct filters *w, int pan
 INLINE void copy_channel(const float *from, long step, int many, float *to) {
   int j = 0;
   if (step == 1)
-    for (; j < many; j += WIDTH) store_part(to + j, load_part(from + j, smaller(WIDTH, many - j)), smaller(WIDTH, many - j));
+    for (int part; j < many; j += part) {
+      part = smaller(WIDTH, many - j);
+      store_part(to + j, load_part(from + j, part), part);
+    }
   if (step == 2)
-    for (; many - j > 8; j += 8)
-      *(vec8 *)(to + j) = SHUFFLE(*(const vec8 *)(from + 2 * j), *(const vec8 *)(from + 2 * j + 8), 0, 2, 4, 6, 8, 10, 12, 14);
+    for (; many - j > 8; j += 8) {
+      const vec8 *pairs = (const vec8 *)(from + 2 * j);
+      *(vec8 *)(to + j) = SHUFFLE(pairs[0], pairs[1], 0, 2, 4, 6, 8, 10, 12, 14);
+    }
   for (; j < many; j++) to[j] = from[j * step];
 }
 
@@ -153,8 +168,8 @@ struct ahead {
   int parts;
 };
 
-/* What the next block reads: `count` pixels from q on, channels c to `end`, a line of every pixel at a time, or of every
-   channel if pixels lie side by side. What does not lie evenly is left out. */
+/* What the next block reads: `count` pixels from q on, channels c to `end`, a line of every pixel at a time, or of
+   every channel if pixels lie side by side. What does not lie evenly is left out. */
 static struct ahead ahead_of(const struct sizes *s, const struct side *side, int q, int count, int c, int end) {
   const struct layout *by = side->by;
   long at;
@@ -165,8 +180,8 @@ static struct ahead ahead_of(const struct sizes *s, const struct side *side, int
                     : (struct ahead){from, (size_t)by->c, LINE, times(run * (int)by->w, LINE)};
 }
 
-/* What call number `call` of `calls` fetches, so that the parts of both are spread evenly: a burst of them would wait for
-   memory. Sets the step. */
+/* What call number `call` of `calls` fetches, so that the parts of both are spread evenly: a burst of them would
+   wait for memory. Sets the step. */
 static const float *share_of(const struct ahead *one, const struct ahead *two, int call, int calls, struct product *p) {
   const int parts = one->parts + two->parts, part = part_of(parts, calls, call);
   const struct ahead *of = part < one->parts ? one : two;
@@ -177,8 +192,8 @@ static const float *share_of(const struct ahead *one, const struct ahead *two, i
 
 /* Forward -------------------------------------------------------------------------------------------------------- */
 
-/* What all tasks of a call share. `blocks` of the pixels, each in `parts` of the panels or rows of filters. `w`: filters,
-   in panels or `w_row` apart. */
+/* What all tasks of a call share. `blocks` of the pixels, each in `parts` of the panels or rows of filters. `w`:
+   filters, in panels or `w_row` apart. */
 struct call {
   const struct sizes *s;
   const float *x, *w, *bias;
@@ -187,45 +202,48 @@ struct call {
   int blocks, parts, past, many_filters;
 };
 
-/* Channels side by side: pixels from q to `end` by panels from `panel` to `last`. */
-static void by_pixels(const struct call *call, int q, int end, int panel, int last, float *own) {
+/* A few rows of results, channels side by side: pixels from q on by one panel. */
+static void put_pixels(const struct call *call, struct product *p, int q, int rows, int panel, const float *a,
+                       const float *b, const float *fetched) {
   const struct sizes *s = call->s;
-  const size_t of_panel = (size_t)s->from * PANEL;
+  const float *start = call->bias + panel * PANEL;
+  float *y = call->y + panel * PANEL, aside[8 * PANEL] __attribute__((aligned(64)));
+  long to;
+  const int whole = run_of(s, &s->out, q, rows, &to) == rows;
+  p->c_row = whole ? (size_t)s->out.w : PANEL;
+  p->past = whole && call->past;
+  multiply_few(p, rows, a, b, whole ? y + to : aside, start, fetched);
+  for (int r = 0; r < (whole ? 0 : rows); r++) {
+    run_of(s, &s->out, q + r, 1, &to);
+    memcpy(y + to, aside + r * PANEL, (size_t)p->columns * sizeof(float));
+  }
+}
+
+/* Channels side by side: pixels from q to `end` by panels from `first` to `last`. */
+static void by_pixels(const struct call *call, int q, int end, int first, int last, float *own) {
+  const struct sizes *s = call->s;
+  const size_t of_panel = (size_t)s->from * PANEL, part = (size_t)s->from * LINE;
   struct product p = {.a_row = (size_t)s->in.w, .a_deep = 1, .b_row = PANEL, .depth = s->from, .start = OF_COLUMNS};
-  const float *x = own;
-  long at, to;
-  if (run_of(s, &s->in, q, end - q, &at) == end - q) {
-    x = call->x + at;
-  } else {
+  long at;
+  const int in_place = run_of(s, &s->in, q, end - q, &at) == end - q, coming = in_place ? times(end - q, LINE) : 0;
+  const float *x = in_place ? call->x + at : own;
+  if (!in_place) {
     p.a_row = apart((size_t)s->from);
     copy_rows(s, &s->in, call->x, q, end - q, 0, s->from, own, p.a_row);
   }
-  if (s->cell_h * s->cell_w > 1) clear_cells(s, call->y, q, end - q, panel * PANEL, smaller(s->to, last * PANEL));
-  const size_t some = (size_t)s->from * LINE;
-  const int begin = panel, coming = x == own ? 0 : times(end - q, LINE);
-  for (; panel < last; panel++) {
-    const float *b = call->w + (size_t)panel * of_panel, *start = call->bias + panel * PANEL;
-    const int done = part_of(coming, last - begin, panel - begin), next_done = part_of(coming, last - begin, panel + 1 - begin);
-    const struct ahead filters = {b + of_panel, LINE, some, call->many_filters && panel + 1 < last ? 2 : 0};
-    const struct ahead images = {x + (size_t)(end - q) * p.a_row + (size_t)done * some, LINE, some, next_done - done};
+  if (s->cell_h * s->cell_w > 1) clear_cells(s, call->y, q, end - q, first * PANEL, smaller(s->to, last * PANEL));
+  for (int panel = first; panel < last; panel++) {
+    const float *b = call->w + (size_t)panel * of_panel;
+    const int done = part_of(coming, last - first, panel - first);
+    const int then = part_of(coming, last - first, panel + 1 - first);
+    const struct ahead filters = {b + of_panel, LINE, part, call->many_filters && panel + 1 < last ? 2 : 0};
+    const struct ahead images = {x + (size_t)(end - q) * p.a_row + (size_t)done * part, LINE, part, then - done};
     p.columns = smaller(PANEL, s->to - panel * PANEL);
     const int groups = times(end - q, rows_for(p.columns));
-    for (int g = 0, first = 0, next; g < groups; g++, first = next) {
+    for (int g = 0, row = 0, next; g < groups; g++, row = next) {
       next = part_of(end - q, groups, g + 1);
-      const float *a = x + (size_t)first * p.a_row;
-      const float *fetched = share_of(&filters, &images, g, groups, &p);
-      if (run_of(s, &s->out, q + first, next - first, &to) == next - first) {
-        p.c_row = (size_t)s->out.w, p.past = call->past;
-        multiply_few(&p, next - first, a, b, call->y + to + panel * PANEL, start, fetched);
-      } else {
-        float aside[8 * PANEL] __attribute__((aligned(64)));
-        p.c_row = PANEL, p.past = 0;
-        multiply_few(&p, next - first, a, b, aside, start, fetched);
-        for (int r = 0; r < next - first; r++) {
-          run_of(s, &s->out, q + first + r, 1, &to);
-          memcpy(call->y + to + panel * PANEL, aside + r * PANEL, (size_t)p.columns * sizeof(float));
-        }
-      }
+      put_pixels(call, &p, q + row, next - row, panel, x + (size_t)row * p.a_row, b,
+                 share_of(&filters, &images, g, groups, &p));
     }
   }
 }
@@ -246,33 +264,35 @@ static void scatter(const struct sizes *s, const float *aside, int rows, int q, 
   }
 }
 
-/* Pixels side by side: filters from `filter` to `last` by pixels from q to `end`. */
-static void by_planes(const struct call *call, int q, int end, int filter, int last, float *own) {
+/* A few rows of results, pixels side by side: filters from k on by a panel of `p->columns` pixels from q on. */
+static void put_planes(const struct call *call, struct product *p, int q, int k, int rows, const float *b,
+                       const float *fetched) {
+  const struct sizes *s = call->s;
+  float aside[8 * PANEL] __attribute__((aligned(64)));
+  long to;
+  const int whole = s->out.w == 1 && run_of(s, &s->out, q, p->columns, &to) == p->columns;
+  p->c_row = whole ? (size_t)s->out.c : PANEL;
+  p->past = whole && call->past;
+  multiply_few(p, rows, call->w + (size_t)k * p->a_row, b, whole ? call->y + to + k * s->out.c : aside, call->bias + k,
+               fetched);
+  if (!whole) scatter(s, aside, rows, q, p->columns, call->y, k);
+}
+
+/* Pixels side by side: filters from `first` to `last` by pixels from q to `end`. */
+static void by_planes(const struct call *call, int q, int end, int first, int last, float *own) {
   const struct sizes *s = call->s;
   struct product p = {.a_row = call->w_row, .a_deep = 1, .b_row = PANEL, .depth = s->from, .start = OF_ROWS};
-  const int groups = times(last - filter, rows_for(PANEL));
   const struct side images = {call->x, &s->in, s->from};
   const struct ahead ahead = ahead_of(s, &images, end, smaller(end - q, num_pixels(s) - end), 0, s->from), none = {0};
-  const int blocks = times(end - q, PANEL);
+  const int groups = times(last - first, rows_for(PANEL)), calls = groups * times(end - q, PANEL);
   pack_pixels(s, call->x, q, end - q, own);
-  for (int g = 0, first = filter, next; g < groups; g++, first = next) {
-    next = filter + part_of(last - filter, groups, g + 1);
-    const float *a = call->w + (size_t)first * p.a_row, *start = call->bias + first;
-    if (s->cell_h * s->cell_w > 1) clear_cells(s, call->y, q, end - q, first, next);
-    for (int pixel = q; pixel < end; pixel += PANEL) {
-      const float *b = own + (size_t)(pixel - q) * (size_t)s->from;
-      long to;
+  for (int g = 0, k = first, next, number = 0; g < groups; g++, k = next) {
+    next = first + part_of(last - first, groups, g + 1);
+    if (s->cell_h * s->cell_w > 1) clear_cells(s, call->y, q, end - q, k, next);
+    for (int pixel = q; pixel < end; pixel += PANEL, number++) {
       p.columns = smaller(PANEL, end - pixel);
-      const float *fetched = share_of(&ahead, &none, g * blocks + (pixel - q) / PANEL, groups * blocks, &p);
-      if (s->out.w == 1 && run_of(s, &s->out, pixel, p.columns, &to) == p.columns) {
-        p.c_row = (size_t)s->out.c, p.past = call->past;
-        multiply_few(&p, next - first, a, b, call->y + to + first * s->out.c, start, fetched);
-      } else {
-        float aside[8 * PANEL] __attribute__((aligned(64)));
-        p.c_row = PANEL, p.past = 0;
-        multiply_few(&p, next - first, a, b, aside, start, fetched);
-        scatter(s, aside, next - first, pixel, p.columns, call->y, first);
-      }
+      put_planes(call, &p, pixel, k, next - k, own + (size_t)(pixel - q) * (size_t)s->from,
+                 share_of(&ahead, &none, number, calls, &p));
     }
   }
 }
@@ -281,7 +301,7 @@ static void by_planes(const struct call *call, int q, int end, int filter, int l
 static void plan(struct call *call, int unit, int least) {
   const struct sizes *s = call->s;
   const int units = times(num_pixels(s), unit);
-  const int most = smaller(larger(1, BLOCK / (s->from * unit)), 192 / unit);
+  const int most = smaller(larger(1, BLOCK / (s->from * unit)), MOST_PIXELS / unit);
   call->blocks = times(units, most);
   call->parts = larger(1, smaller(s->to / least, times(TASKS, call->blocks)));
   call->blocks = larger(call->blocks, smaller(units, times(TASKS, call->parts)));
@@ -306,8 +326,8 @@ static void prepare(const struct call *call, const struct filters *w, float *sha
       if (nhwc)
         pack_filters(s, w, to / PANEL, from, end, shared + (size_t)(to / PANEL) * (size_t)s->from * PANEL);
       else
-        transpose(w->at + from * w->from + to, (size_t)w->from, (size_t)(end - from), (size_t)smaller(every, s->to - to),
-                  shared + (size_t)to * apart((size_t)s->from) + from, apart((size_t)s->from));
+        transpose(w->at + from * w->from + to, (size_t)w->from, (size_t)(end - from),
+                  (size_t)smaller(every, s->to - to), shared + (size_t)to * call->w_row + from, call->w_row);
     }
 }
 
@@ -322,7 +342,7 @@ int convoy_pointwise(const float *x, const struct sizes *s, const struct filters
   memset(shared, 0, starts * sizeof(float));
   if (bias) memcpy(shared, bias, (size_t)s->to * sizeof(float));
   struct call call = {.s = s, .x = x, .w = weights, .bias = shared, .y = y, .past = goes_past(s, y)};
-  call.many_filters = starts * (size_t)s->from > CACHE_2 / 4;
+  call.many_filters = starts * (size_t)s->from > MANY_FILTERS;
   call.w_row = apart((size_t)s->from);
   if (!nhwc && w->from == 1) call.w = w->at, call.w_row = (size_t)w->to;
   plan(&call, unit, nhwc ? 4 * PANEL : 256);
@@ -354,8 +374,8 @@ int convoy_pointwise(const float *x, const struct sizes *s, const struct filters
 
 /* Weight gradient ------------------------------------------------------------------------------------------------ */
 
-/* Sums of products over pixels, [slice][channel of rows][row]: the rows' side is the one with more channels, which costs
-   less to prepare. Tiles of them are summed apart. */
+/* Sums of products over pixels, [slice][channel of rows][row]: the rows' side is the one with more channels, which
+   costs less to prepare. Tiles of them are summed apart. */
 struct gradient {
   const struct sizes *s;
   struct side rows, columns;
@@ -364,8 +384,8 @@ struct gradient {
   int slices, tiles_down, tiles_across;
 };
 
-/* Channels c to `end` of pixels from q on, where they lie or copied, pixels side by side and `*row` from a channel to the
-   next. */
+/* Channels c to `end` of pixels from q on, where they lie or copied, pixels side by side and `*row` from a channel
+   to the next. */
 static const float *by_channels(const struct sizes *s, const struct side *side, int q, int count, int c, int end,
                                 float *own, size_t *row) {
   const struct layout *by = side->by;
@@ -412,7 +432,7 @@ static const float *first_factor(const struct gradient *g, int q, int count, int
   p->a_row = p->a_deep = 1;
   if (by->c != 1) return by_channels(g->s, &g->rows, q, count, k, end, own, &p->a_row);
   p->a_deep = (size_t)by->w;
-  if (by->w % 1024 && run_of(g->s, by, q, count, &at) == count) return g->rows.at + at + k;
+  if (by->w % SAME_SETS && run_of(g->s, by, q, count, &at) == count) return g->rows.at + at + k;
   p->a_deep = apart((size_t)(end - k));
   copy_rows(g->s, by, g->rows.at, q, count, k, end, own, p->a_deep);
   return own;
@@ -426,7 +446,8 @@ static int block_end(const struct sizes *s, int q, int stop) {
 
 static void sum_tile(const struct gradient *g, int slice, int down, int across, float *own) {
   const struct sizes *s = g->s;
-  const int k = part_of(g->rows.channels, g->tiles_down, down), last = part_of(g->rows.channels, g->tiles_down, down + 1);
+  const int k = part_of(g->rows.channels, g->tiles_down, down);
+  const int last = part_of(g->rows.channels, g->tiles_down, down + 1);
   const int all = panels(g->columns.channels), c = part_of(all, g->tiles_across, across) * PANEL;
   const int end = smaller(g->columns.channels, part_of(all, g->tiles_across, across + 1) * PANEL);
   const int begin = part_of(num_pixels(s), g->slices, slice), stop = part_of(num_pixels(s), g->slices, slice + 1);
@@ -446,10 +467,9 @@ static void sum_tile(const struct gradient *g, int slice, int down, int across, 
       const int groups = times(last - k, rows_for(p.columns));
       for (int group = 0, first = 0, after; group < groups; group++, first = after) {
         after = part_of(last - k, groups, group + 1);
-        const float *fetched =
-            share_of(&rows, &columns, panel * groups + group, panels(end - c) * groups, &p);
-        multiply_few(&p, after - first, a + (size_t)first * p.a_row, b, sum + (size_t)first * g->row + panel * PANEL, NULL,
-                     fetched);
+        const float *fetched = share_of(&rows, &columns, panel * groups + group, panels(end - c) * groups, &p);
+        multiply_few(&p, after - first, a + (size_t)first * p.a_row, b, sum + (size_t)first * g->row + panel * PANEL,
+                     NULL, fetched);
       }
     }
   }

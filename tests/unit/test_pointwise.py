@@ -21,6 +21,8 @@ SIZES = [
     (2, 64, 28, 28, 96, 1),
     (1, 70, 15, 9, 37, 2),
     (3, 1, 1, 1, 1, 1),
+    (9, 20, 1, 1, 50, 1),
+    (9, 20, 2, 2, 35, 2),
     (5, 33, 7, 7, 65, 1),
     (2, 24, 9, 10, 17, (3, 2)),
     (1, 300, 14, 14, 270, 1),
@@ -113,7 +115,10 @@ def test_results_lie_as_the_images_do(layout: str) -> None:
 def test_pixels_may_lie_in_other_orders() -> None:
     images, weight, _ = tensors(2, 8, 9, 10, 16)
     expected = conv2d(images, weight, algorithm="pointwise")
-    for view in (images.transpose(2, 3).contiguous().transpose(2, 3), images.transpose(0, 1).contiguous().transpose(0, 1)):
+    for view in (
+        images.transpose(2, 3).contiguous().transpose(2, 3),
+        images.transpose(0, 1).contiguous().transpose(0, 1),
+    ):
         assert error([conv2d(view, weight, algorithm="pointwise")], [expected]) < ERROR
 
 

@@ -7,7 +7,7 @@ import difflib
 
 from torch import Tensor
 
-from kernels import cast, depthwise, direct, fft, im2col, strassen, vendor, winograd
+from kernels import cast, depthwise, direct, fft, im2col, pointwise, strassen, vendor, winograd
 from kernels.passes import AUTO, VENDOR, Passes
 from kernels.shapes import ConvShape, UnsupportedShape
 
@@ -17,6 +17,7 @@ ALGORITHMS: dict[str, Passes] = {
     "vendor_nhwc": vendor.NHWC,
     "direct": direct.PASSES,
     "depthwise": depthwise.PASSES,
+    "pointwise": pointwise.PASSES,
     "winograd_2": winograd.SMALL,
     "winograd": winograd.PASSES,
     "winograd_6": winograd.LARGE,

@@ -7,62 +7,113 @@
 
 #define PANEL (2 * WIDTH) /* columns of the second factor that lie side by side */
 #define DEPTH 512         /* products summed before a panel would leave the second cache */
+#define LINE 16           /* floats of a line of the caches */
 
 static inline int panels(int columns) { return (columns + PANEL - 1) / PANEL; }
 
-/* Rows of the first factor at a time: twelve sums are enough to hide the latency of a fused multiply and addition, and
-   AVX2 has no registers for more. */
-#define ROWS_TOGETHER 6
+/* What the sums of a product start from: nothing, what is in their place, a number a row, or a vector a column. */
+enum start { NOTHING, PLACE, OF_ROWS, OF_COLUMNS };
 
-/* c[ROWS][PANEL] (+)= a[ROWS][depth] times a panel b[depth][PANEL], while what lies at `next`, `pace` floats for each of
-   depth, is fetched. */
-#define PRODUCT(ROWS)                                                                                               \
-  static void product_##ROWS(const float *a, size_t lda, const float *b, int depth, float *c, size_t ldc, int add, \
-                             const float *next, size_t pace) {                                                     \
-    vec sum[ROWS][2];                                                                                              \
-    for (size_t r = 0; r < ROWS; r++) {                                                                            \
-      sum[r][0] = add ? load(c + r * ldc) : (vec){0};                                                              \
-      sum[r][1] = add ? load(c + r * ldc + WIDTH) : (vec){0};                                                      \
-    }                                                                                                              \
-    for (int k = 0; k < depth; k++, a++, b += PANEL, next += pace) {                                               \
-      __builtin_prefetch(next, 0, 2);                                                                              \
-      const vec one = load(b), two = load(b + WIDTH);                                                              \
-      _Pragma("GCC unroll 8") for (size_t r = 0; r < ROWS; r++) {                                                  \
-        const vec value = splat(a[r * lda]);                                                                       \
-        sum[r][0] += value * one;                                                                                  \
-        sum[r][1] += value * two;                                                                                  \
-      }                                                                                                            \
-    }                                                                                                              \
-    for (size_t r = 0; r < ROWS; r++) {                                                                            \
-      store(c + r * ldc, sum[r][0]);                                                                               \
-      store(c + r * ldc + WIDTH, sum[r][1]);                                                                       \
-    }                                                                                                              \
-  }
-PRODUCT(6) PRODUCT(5) PRODUCT(4) PRODUCT(3) PRODUCT(2) PRODUCT(1)
+/* c[rows][columns] = start + a[rows][depth] b[depth][columns] for at most PANEL columns: floats from a row to the next,
+   and for the first factor from a column to the next. `fetch`: from a line that is fetched to the next. `past`: results
+   go past the caches. */
+struct product {
+  size_t a_row, a_deep, b_row, c_row, fetch;
+  int depth, columns, past;
+  enum start start;
+};
 
-/* c[rows][PANEL] = a[rows][depth] times a panel b[depth][PANEL], while the panel at `next` is fetched, which is read
-   after this one. */
-static void multiply_panel(const float *a, size_t lda, int rows, const float *b, int depth, float *c, size_t ldc,
-                           const float *next) {
-  static void (*const product[])(const float *, size_t, const float *, int, float *, size_t, int, const float *,
-                                 size_t) = {NULL,      product_1, product_2, product_3,
-                                            product_4, product_5, product_6};
-  const int parts = (rows + ROWS_TOGETHER - 1) / ROWS_TOGETHER; /* as even as can be: one row alone is slow */
-  const size_t pace = PANEL / parts > 1 ? (size_t)(PANEL / parts) : 1;
-  for (int from = 0; from < depth; from += DEPTH) {
-    const int here = depth - from < DEPTH ? depth - from : DEPTH;
-    const size_t at = (size_t)from * PANEL;
-    for (int part = 0; part < parts; part++) {
-      const int r = rows * part / parts, many = rows * (part + 1) / parts - r;
-      product[many](a + (size_t)r * lda + from, lda, b + at, here, c + (size_t)r * ldc, ldc, from > 0,
-                    next + at + (size_t)(here * part) * pace, pace);
+INLINE vec first_sum(const struct product *p, const float *c, const float *start, size_t row, int half) {
+  if (p->start == PLACE) return load(c + row * p->c_row + half * WIDTH);
+  if (p->start == OF_ROWS) return splat(start[row]);
+  return p->start == OF_COLUMNS ? load(start + half * WIDTH) : (vec){0};
+}
+
+/* Some rows (`many`, known to the compiler) of a product of `halves` vectors; a line at `next` is fetched each step. Six
+   rows of two vectors are twelve sums: enough to hide the latency of a fused multiply and addition, and AVX2 has no
+   registers for more. */
+INLINE void multiply_rows(size_t many, int halves, const struct product *p, const float *a, const float *b, float *c,
+                          const float *start, const float *next) {
+  vec sum[8][2];
+  const size_t a_row = p->a_row, a_deep = p->a_deep, b_row = p->b_row, c_row = p->c_row, fetch = p->fetch;
+  UNROLL for (size_t r = 0; r < many; r++)
+    UNROLL for (int half = 0; half < halves; half++) sum[r][half] = first_sum(p, c, start, r, half);
+  _Pragma("GCC unroll 2") for (int k = p->depth; k > 0; k--, a += a_deep, b += b_row, next += fetch) {
+    __builtin_prefetch(next, 0, 2);
+    vec of_b[2];
+    UNROLL for (int half = 0; half < halves; half++) of_b[half] = load(b + half * WIDTH);
+    UNROLL for (size_t r = 0; r < many; r++) {
+      const vec value = splat(a[r * a_row]);
+      UNROLL for (int half = 0; half < halves; half++) sum[r][half] += value * of_b[half];
     }
+  }
+  const int last = p->columns - (halves - 1) * WIDTH;
+  if (last < WIDTH) {
+    UNROLL for (size_t r = 0; r < many; r++, c += c_row) {
+      if (halves > 1) store(c, sum[r][0]);
+      store_part(c + (halves - 1) * WIDTH, sum[r][halves - 1], last);
+    }
+  } else if (p->past) {
+    UNROLL for (size_t r = 0; r < many; r++, c += c_row)
+      UNROLL for (int half = 0; half < halves; half++) STREAM(c + half * WIDTH, sum[r][half]);
+  } else {
+    UNROLL for (size_t r = 0; r < many; r++, c += c_row)
+      UNROLL for (int half = 0; half < halves; half++) store(c + half * WIDTH, sum[r][half]);
+  }
+}
+
+typedef void multiply(const struct product *, const float *, const float *, float *, const float *, const float *);
+
+#define MULTIPLY(MANY, HALVES)                                                                                \
+  static void multiply_##MANY##_##HALVES(const struct product *p, const float *a, const float *b, float *c,   \
+                                         const float *start, const float *next) {                             \
+    multiply_rows(MANY, HALVES, p, a, b, c, start, next);                                                     \
+  }
+MULTIPLY(1, 2) MULTIPLY(2, 2) MULTIPLY(3, 2) MULTIPLY(4, 2) MULTIPLY(5, 2) MULTIPLY(6, 2)
+MULTIPLY(1, 1) MULTIPLY(2, 1) MULTIPLY(3, 1) MULTIPLY(4, 1) MULTIPLY(5, 1) MULTIPLY(6, 1) MULTIPLY(7, 1) MULTIPLY(8, 1)
+
+/* Rows that are multiplied at a time by so many columns. */
+static inline int rows_for(int columns) { return columns > WIDTH ? 6 : 8; }
+
+/* At most rows_for(columns) rows. `start`: of the first row or column; `next`: lines that are read soon, one for each step. */
+static inline void multiply_few(const struct product *p, int rows, const float *a, const float *b, float *c,
+                                const float *start, const float *next) {
+  static multiply *const of[2][9] = {{NULL, multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1,
+                                      multiply_6_1, multiply_7_1, multiply_8_1},
+                                     {NULL, multiply_1_2, multiply_2_2, multiply_3_2, multiply_4_2, multiply_5_2,
+                                      multiply_6_2}};
+  of[p->columns > WIDTH][rows](p, a, b, c, start, next);
+}
+
+/* Any number of rows, in groups as even as can be: one row alone is slow. The panel at `next`, if any, is read after this
+   one and fetched meanwhile, an even share with each group: fetched at once, it would make those of this one wait. */
+static inline void multiply_all(const struct product *p, int rows, const float *a, const float *b, float *c,
+                                const float *next) {
+  const int at_a_time = rows_for(p->columns), groups = (rows + at_a_time - 1) / at_a_time;
+  struct product paced = *p;
+  paced.fetch = PANEL / groups > 1 ? (size_t)(PANEL / groups) : 1;
+  for (int g = 0, first = 0, end; g < groups; g++, first = end) {
+    end = rows * (g + 1) / groups;
+    multiply_few(&paced, end - first, a + (size_t)first * p->a_row, b, c + (size_t)first * p->c_row, NULL,
+                 next ? next + (size_t)(g * p->depth) * paced.fetch : b);
+  }
+}
+
+/* c[rows][PANEL] = a[rows][depth] times a panel b[depth][PANEL]; `next`: the panel that is read after this one. */
+static inline void multiply_panel(const float *a, size_t lda, int rows, const float *b, int depth, float *c, size_t ldc,
+                                  const float *next) {
+  for (int from = 0; from < depth; from += DEPTH) {
+    const int part = depth - from < DEPTH ? depth - from : DEPTH;
+    const struct product p = {.a_row = lda, .a_deep = 1, .b_row = PANEL, .c_row = ldc, .depth = part,
+                              .columns = PANEL, .start = from > 0 ? PLACE : NOTHING};
+    const size_t here = (size_t)from * PANEL;
+    multiply_all(&p, rows, a + from, b + here, c, next + here);
   }
 }
 
 /* The same of panels one after the other in memory, and of `next` after the last. */
-static void multiply(const float *a, size_t lda, int rows, const float *b, size_t step, int of_panels, int depth,
-                     float *c, size_t ldc, const float *next) {
+static inline void multiply_panels(const float *a, size_t lda, int rows, const float *b, size_t step, int of_panels,
+                                   int depth, float *c, size_t ldc, const float *next) {
   for (int panel = 0; panel < of_panels; panel++, b += step)
     multiply_panel(a, lda, rows, b, depth, c + panel * PANEL, ldc, panel + 1 < of_panels ? b + step : next);
 }

@@ -21,6 +21,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef float vec8 __attribute__((vector_size(32), aligned(4), may_alias));
@@ -43,13 +44,19 @@ INLINE vec splat(float value) { return value - (vec){0}; }
 #define FENCE() (void)0
 #endif
 
+/* The first `many` floats, at most a vector of them; zeros behind. */
+#if defined(__AVX512F__)
+#define FIRST(many) ((__mmask16)((1u << (many)) - 1))
+INLINE vec load_part(const float *from, int many) { return (vec)_mm512_maskz_loadu_ps(FIRST(many), from); }
+INLINE void store_part(float *to, vec value, int many) { _mm512_mask_storeu_ps(to, FIRST(many), (__m512)value); }
+#else
 INLINE vec load_part(const float *from, int many) {
   vec value = {0};
   memcpy(&value, from, (size_t)many * sizeof(float));
   return value;
 }
-
 INLINE void store_part(float *to, vec value, int many) { memcpy(to, &value, (size_t)many * sizeof(float)); }
+#endif
 
 /* Floats from one plane to the next: not a multiple of 4 KiB, at which many would share one set of the cache. */
 INLINE size_t apart(size_t floats) { return (floats + 15) / 16 * 16 + 16; }

@@ -22,7 +22,6 @@
 #define SIDE_W (OUT_W + TAPS_W - 1)
 #define POINTS (SIDE_H * SIDE_W)
 #define TAPS (TAPS_H * TAPS_W)
-#define UNROLL _Pragma("GCC unroll 8")
 
 #define CACHE_3 (16 << 20)      /* bytes of the third that one call may count on */
 #define SOME_CHANNELS 16        /* transformed together when filters are read or written */
@@ -340,7 +339,7 @@ static int by_tiles(const struct sizes *s, const float *x, const float *u, const
     spread_images(s, x, first, count, v, v_point, strip, zeros);
     for (int p = 0; p < POINTS; p++) {
       const float *of_point = u + (size_t)p * u_point;
-      multiply(v + (size_t)p * v_point, v_row, count, of_point, u_panel, of_panels, s->c, m + (size_t)p * m_point,
+      multiply_panels(v + (size_t)p * v_point, v_row, count, of_point, u_panel, of_panels, s->c, m + (size_t)p * m_point,
                m_row, p + 1 < POINTS ? of_point + u_point : u);
     }
     write_results(s, m, m_point, m_row, first, count, 0, s->k, bias, y, strip, past);
@@ -409,41 +408,13 @@ int convoy_winograd(const float *x, const struct sizes *s, const struct filters 
 
 /* Weight gradient ------------------------------------------------------------------------------------------------ */
 
-/* sum[ROWS][PANEL] (+)= v[t][ROWS] g[t][PANEL], summed over the tiles */
-#define SUM(ROWS)                                                                                                       \
-  static void sum_##ROWS(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, float *sum, size_t row, \
-                         int add) {                                                                                     \
-    vec acc[ROWS][2];                                                                                                   \
-    for (size_t r = 0; r < ROWS; r++) {                                                                                 \
-      acc[r][0] = add ? load(sum + r * row) : (vec){0};                                                                 \
-      acc[r][1] = add ? load(sum + r * row + WIDTH) : (vec){0};                                                         \
-    }                                                                                                                   \
-    for (int t = 0; t < tiles; t++, v += v_row, g += g_row) {                                                           \
-      const vec one = load(g), two = load(g + WIDTH);                                                                   \
-      _Pragma("GCC unroll 8") for (int r = 0; r < ROWS; r++) {                                                          \
-        acc[r][0] += splat(v[r]) * one;                                                                                 \
-        acc[r][1] += splat(v[r]) * two;                                                                                 \
-      }                                                                                                                 \
-    }                                                                                                                   \
-    for (size_t r = 0; r < ROWS; r++) {                                                                                 \
-      store(sum + r * row, acc[r][0]);                                                                                  \
-      store(sum + r * row + WIDTH, acc[r][1]);                                                                          \
-    }                                                                                                                   \
-  }
-SUM(6) SUM(5) SUM(4) SUM(3) SUM(2) SUM(1)
-
 /* Pixels v[tile][v_row] and gradients g[tile][g_row] of one point -> sum[c][row], of channels from `c` to `end`. */
 static void sum_products(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, int c, int end,
                          int of_panels, float *sum, size_t row, int add) {
-  static void (*const last[])(const float *, size_t, const float *, size_t, int, float *, size_t, int) = {
-      NULL, sum_1, sum_2, sum_3, sum_4, sum_5};
-  for (int panel = 0; panel < of_panels; panel++) {
-    const float *of_panel = g + panel * PANEL;
-    float *to = sum + panel * PANEL;
-    int at = c;
-    for (; at + 6 <= end; at += 6) sum_6(v + at, v_row, of_panel, g_row, tiles, to + (size_t)at * row, row, add);
-    if (at < end) last[end - at](v + at, v_row, of_panel, g_row, tiles, to + (size_t)at * row, row, add);
-  }
+  const struct product p = {.a_row = 1, .a_deep = v_row, .b_row = g_row, .c_row = row, .fetch = 0,
+                            .depth = tiles, .columns = PANEL, .start = add ? PLACE : NOTHING};
+  for (int panel = 0; panel < of_panels; panel++)
+    multiply_all(&p, end - c, v + c, g + panel * PANEL, sum + (size_t)c * row + panel * PANEL, NULL);
 }
 
 /* What is summed, and where: v[point][tile][v_row], g[point][tile][g_row], sum[point][c][g_row]. */

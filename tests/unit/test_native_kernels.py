@@ -45,6 +45,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("winograd", ((6, 1), (3, 1))),
         ("winograd", ((2, 2), (5, 5))),
         ("depthwise", None),
+        ("pointwise", None),
     ],
     ids=str,
 )

@@ -23,11 +23,8 @@ struct product {
   enum start start;
 };
 
-INLINE vec first_sum(const struct product *p, const float *c, const float *start, size_t row, int half) {
-  if (p->start == PLACE) return load(c + row * p->c_row + half * WIDTH);
-  if (p->start == OF_ROWS) return splat(start[row]);
-  return p->start == OF_COLUMNS ? load(start + half * WIDTH) : (vec){0};
-}
+/* What to fetch where there is nothing to fetch: a line that the first cache has, or each step would wait for the second. */
+#define AT_HAND(p) ((const float *)(p))
 
 /* Some rows (`many`, known to the compiler) of a product of `halves` vectors; a line at `next` is fetched each step. Six
    rows of two vectors are twelve sums: enough to hide the latency of a fused multiply and addition, and AVX2 has no
@@ -36,8 +33,16 @@ INLINE void multiply_rows(size_t many, int halves, const struct product *p, cons
                           const float *start, const float *next) {
   vec sum[8][2];
   const size_t a_row = p->a_row, a_deep = p->a_deep, b_row = p->b_row, c_row = p->c_row, fetch = p->fetch;
-  UNROLL for (size_t r = 0; r < many; r++)
-    UNROLL for (int half = 0; half < halves; half++) sum[r][half] = first_sum(p, c, start, r, half);
+  if (p->start == PLACE) {
+    UNROLL for (size_t r = 0; r < many; r++)
+      UNROLL for (int half = 0; half < halves; half++) sum[r][half] = load(c + r * c_row + half * WIDTH);
+  } else if (p->start == OF_COLUMNS) {
+    UNROLL for (size_t r = 0; r < many; r++)
+      UNROLL for (int half = 0; half < halves; half++) sum[r][half] = load(start + half * WIDTH);
+  } else {
+    UNROLL for (size_t r = 0; r < many; r++)
+      UNROLL for (int half = 0; half < halves; half++) sum[r][half] = p->start == OF_ROWS ? splat(start[r]) : (vec){0};
+  }
   _Pragma("GCC unroll 2") for (int k = p->depth; k > 0; k--, a += a_deep, b += b_row, next += fetch) {
     __builtin_prefetch(next, 0, 2);
     vec of_b[2];
@@ -62,7 +67,7 @@ INLINE void multiply_rows(size_t many, int halves, const struct product *p, cons
   }
 }
 
-typedef void multiply(const struct product *, const float *, const float *, float *, const float *, const float *);
+typedef void kernel(const struct product *, const float *, const float *, float *, const float *, const float *);
 
 #define MULTIPLY(MANY, HALVES)                                                                                \
   static void multiply_##MANY##_##HALVES(const struct product *p, const float *a, const float *b, float *c,   \
@@ -78,42 +83,40 @@ static inline int rows_for(int columns) { return columns > WIDTH ? 6 : 8; }
 /* At most rows_for(columns) rows. `start`: of the first row or column; `next`: lines that are read soon, one for each step. */
 static inline void multiply_few(const struct product *p, int rows, const float *a, const float *b, float *c,
                                 const float *start, const float *next) {
-  static multiply *const of[2][9] = {{NULL, multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1,
+  static kernel *const of[2][9] = {{NULL, multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1,
                                       multiply_6_1, multiply_7_1, multiply_8_1},
                                      {NULL, multiply_1_2, multiply_2_2, multiply_3_2, multiply_4_2, multiply_5_2,
                                       multiply_6_2}};
   of[p->columns > WIDTH][rows](p, a, b, c, start, next);
 }
 
-/* Any number of rows, in groups as even as can be: one row alone is slow. The panel at `next`, if any, is read after this
-   one and fetched meanwhile, an even share with each group: fetched at once, it would make those of this one wait. */
+/* Any number of rows, from nothing or from what is in their place; in groups as even as can be, since one row alone is
+   slow. What lies at `next` is fetched from one group to the next. */
 static inline void multiply_all(const struct product *p, int rows, const float *a, const float *b, float *c,
                                 const float *next) {
-  const int at_a_time = rows_for(p->columns), groups = (rows + at_a_time - 1) / at_a_time;
-  struct product paced = *p;
-  paced.fetch = PANEL / groups > 1 ? (size_t)(PANEL / groups) : 1;
-  for (int g = 0, first = 0, end; g < groups; g++, first = end) {
+  const int groups = (rows + rows_for(p->columns) - 1) / rows_for(p->columns);
+  for (int g = 0, first = 0, end; g < groups; g++, first = end, next += (size_t)p->depth * p->fetch) {
     end = rows * (g + 1) / groups;
-    multiply_few(&paced, end - first, a + (size_t)first * p->a_row, b, c + (size_t)first * p->c_row, NULL,
-                 next ? next + (size_t)(g * p->depth) * paced.fetch : b);
+    multiply_few(p, end - first, a + (size_t)first * p->a_row, b, c + (size_t)first * p->c_row, NULL, next);
   }
 }
 
-/* c[rows][PANEL] = a[rows][depth] times a panel b[depth][PANEL]; `next`: the panel that is read after this one. */
+/* c[rows][PANEL] = a[rows][depth] times a panel b[depth][PANEL], while the panel at `next` is fetched, which is read
+   after this one. */
 static inline void multiply_panel(const float *a, size_t lda, int rows, const float *b, int depth, float *c, size_t ldc,
                                   const float *next) {
+  const size_t pace = PANEL * rows_for(PANEL) / (size_t)rows;
   for (int from = 0; from < depth; from += DEPTH) {
-    const int part = depth - from < DEPTH ? depth - from : DEPTH;
-    const struct product p = {.a_row = lda, .a_deep = 1, .b_row = PANEL, .c_row = ldc, .depth = part,
-                              .columns = PANEL, .start = from > 0 ? PLACE : NOTHING};
-    const size_t here = (size_t)from * PANEL;
-    multiply_all(&p, rows, a + from, b + here, c, next + here);
+    const struct product p = {.a_row = lda, .a_deep = 1, .b_row = PANEL, .c_row = ldc, .fetch = pace > 1 ? pace : 1,
+                              .depth = depth - from < DEPTH ? depth - from : DEPTH, .columns = PANEL,
+                              .start = from > 0 ? PLACE : NOTHING};
+    multiply_all(&p, rows, a + from, b + (size_t)from * PANEL, c, next + (size_t)from * PANEL);
   }
 }
 
 /* The same of panels one after the other in memory, and of `next` after the last. */
-static inline void multiply_panels(const float *a, size_t lda, int rows, const float *b, size_t step, int of_panels,
-                                   int depth, float *c, size_t ldc, const float *next) {
+static inline void multiply(const float *a, size_t lda, int rows, const float *b, size_t step, int of_panels, int depth,
+                            float *c, size_t ldc, const float *next) {
   for (int panel = 0; panel < of_panels; panel++, b += step)
     multiply_panel(a, lda, rows, b, depth, c + panel * PANEL, ldc, panel + 1 < of_panels ? b + step : next);
 }

@@ -172,7 +172,7 @@ static const float *share_of(const struct ahead *one, const struct ahead *two, i
   const struct ahead *of = part < one->parts ? one : two;
   const int fetches = part_of(parts, calls, call + 1) > part;
   p->fetch = fetches ? of->step : 0;
-  return fetches ? of->at + (size_t)(part - (of == two ? one->parts : 0)) * of->next : one->at;
+  return fetches ? of->at + (size_t)(part - (of == two ? one->parts : 0)) * of->next : AT_HAND(p);
 }
 
 /* Forward -------------------------------------------------------------------------------------------------------- */

@@ -339,7 +339,7 @@ static int by_tiles(const struct sizes *s, const float *x, const float *u, const
     spread_images(s, x, first, count, v, v_point, strip, zeros);
     for (int p = 0; p < POINTS; p++) {
       const float *of_point = u + (size_t)p * u_point;
-      multiply_panels(v + (size_t)p * v_point, v_row, count, of_point, u_panel, of_panels, s->c, m + (size_t)p * m_point,
+      multiply(v + (size_t)p * v_point, v_row, count, of_point, u_panel, of_panels, s->c, m + (size_t)p * m_point,
                m_row, p + 1 < POINTS ? of_point + u_point : u);
     }
     write_results(s, m, m_point, m_row, first, count, 0, s->k, bias, y, strip, past);
@@ -411,10 +411,10 @@ int convoy_winograd(const float *x, const struct sizes *s, const struct filters 
 /* Pixels v[tile][v_row] and gradients g[tile][g_row] of one point -> sum[c][row], of channels from `c` to `end`. */
 static void sum_products(const float *v, size_t v_row, const float *g, size_t g_row, int tiles, int c, int end,
                          int of_panels, float *sum, size_t row, int add) {
-  const struct product p = {.a_row = 1, .a_deep = v_row, .b_row = g_row, .c_row = row, .fetch = 0,
-                            .depth = tiles, .columns = PANEL, .start = add ? PLACE : NOTHING};
-  for (int panel = 0; panel < of_panels; panel++)
-    multiply_all(&p, end - c, v + c, g + panel * PANEL, sum + (size_t)c * row + panel * PANEL, NULL);
+  const struct product p = {.a_row = 1, .a_deep = v_row, .b_row = g_row, .c_row = row, .depth = tiles,
+                            .columns = PANEL, .start = add ? PLACE : NOTHING};
+  for (int panel = 0; panel < of_panels; panel++, g += PANEL)
+    multiply_all(&p, end - c, v + c, g, sum + (size_t)c * row + panel * PANEL, AT_HAND(&p));
 }
 
 /* What is summed, and where: v[point][tile][v_row], g[point][tile][g_row], sum[point][c][g_row]. */

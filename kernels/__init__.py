@@ -6,8 +6,8 @@ algorithms.py  the table of algorithms, one file each:
 vendor.py      what PyTorch chooses, in either memory layout
 direct.py      by definition: the oracle that every other is tested against
 depthwise.py   one filter a channel, directly
-pointwise.py   1 x 1 filters, as matrix products
 depthwise_triton.py  the same on a GPU
+pointwise.py   1 x 1 filters, as a matrix product
 winograd.py    F(m x m, r x r), for filters of 3, 5 and 7 taps along either axis
 winograd_native.py  the same in C
 winograd_code.py  its transforms as C

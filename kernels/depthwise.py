@@ -118,7 +118,7 @@ def _convolved(
     function: Callable[..., int], images: Tensor, weight: Tensor, shape: ConvShape, size: tuple[int, ...]
 ) -> Tensor:
     lines = in_lines(images)
-    result = torch.empty(size, memory_format=LAYOUTS[layout_of(images)])
+    result = torch.empty(size, memory_format=LAYOUTS[layout_of(images)], dtype=torch.float32)
     failed = function(
         lines.data_ptr(), Layout.of(lines), _sizes(shape), weight.contiguous().data_ptr(),
         result.data_ptr(), Layout.of(result), torch.get_num_threads(),

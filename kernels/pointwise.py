@@ -34,7 +34,7 @@ def forward(input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None
     library = _library_for(input, weight)
     if library is None:
         return forward_by_torch(input, weight, shape, bias)
-    images, output = in_lines(input), torch.empty(shape.output_size, memory_format=LAYOUTS[layout_of(input)])
+    images, output = in_lines(input), _empty(shape.output_size, input)
     sizes = _Sizes.of((shape.c, shape.k), _met(images, shape), output)
     return _product(library, images, sizes, _Filters(weight.contiguous().data_ptr(), 1, shape.c), bias, output)
 
@@ -44,10 +44,7 @@ def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Ten
     library = _library_for(grad_output, weight)
     if library is None:
         return input_gradient_by_torch(grad_output, weight, shape)
-    grads, gradient = (
-        in_lines(grad_output),
-        torch.empty(shape.input_size, memory_format=LAYOUTS[layout_of(grad_output)]),
-    )
+    grads, gradient = in_lines(grad_output), _empty(shape.input_size, grad_output)
     cells = (shape.stride, (shape.h, shape.w)) if shape.stride != (1, 1) else ()
     sizes = _Sizes.of((shape.k, shape.c), grads, _met(gradient, shape), *cells)
     return _product(library, grads, sizes, _Filters(weight.contiguous().data_ptr(), shape.c, 1), None, gradient)
@@ -58,7 +55,7 @@ def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Ten
     library = _library_for(grad_output, input)
     if library is None:
         return weight_gradient_by_torch(grad_output, input, shape)
-    images, grads, gradient = in_lines(input), in_lines(grad_output), torch.empty(shape.weight_size)
+    images, grads, gradient = in_lines(input), in_lines(grad_output), input.new_empty(shape.weight_size)
     sizes = _Sizes.of((shape.c, shape.k), _met(images, shape), grads)
     failed = library.convoy_pointwise_weight_gradient(
         images.data_ptr(), ctypes.byref(sizes), grads.data_ptr(), gradient.data_ptr(), torch.get_num_threads()
@@ -94,6 +91,11 @@ def weight_gradient_by_torch(grad_output: Tensor, input: Tensor, shape: ConvShap
 def _met(images: Tensor, shape: ConvShape) -> Tensor:
     """The pixels that a filter meets, as a view. Shapes: (N, C, H, W) -> (N, C, H', W')."""
     return images[:, :, :: shape.stride[0], :: shape.stride[1]]
+
+
+def _empty(size: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for a result, laid out as what it comes from."""
+    return torch.empty(size, dtype=like.dtype, memory_format=LAYOUTS[layout_of(like)])
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def convolution(
     places = in_lines(images)
     of_weight = _Filters.of(filters, rotated=rotated)
     k = weight.shape[1 if rotated else 0]
-    output = torch.empty((images.shape[0], k, *size), memory_format=LAYOUTS[layout_of(images)])
+    output = torch.empty((images.shape[0], k, *size), memory_format=LAYOUTS[layout_of(images)], dtype=torch.float32)
     sizes = _Sizes.of(places, output, corner)
     failed = library.convoy_winograd(
         places.data_ptr(),
@@ -84,7 +84,7 @@ def transformed(library: ctypes.CDLL, weight: Tensor) -> Tensor:
     """What `convolution` makes of a weight (K, C, R, S) before anything else, for use again and again."""
     filters = _in_order(weight)
     k, c = weight.shape[:2]
-    wide = torch.empty(library.convoy_winograd_room(k, c))
+    wide = torch.empty(library.convoy_winograd_room(k, c), dtype=torch.float32)
     of_weight = _Filters.of(filters, rotated=False)
     library.convoy_winograd_filters(ctypes.byref(of_weight), k, c, wide.data_ptr(), torch.get_num_threads())
     return wide
@@ -93,7 +93,7 @@ def transformed(library: ctypes.CDLL, weight: Tensor) -> Tensor:
 def weight_gradient(library: ctypes.CDLL, grads: Tensor, images: Tensor, corner: Pair, size: tuple[int, ...]) -> Tensor:
     """Shapes: grads (N, K, H', W'), images (N, C, H, W) -> (K, C, R, S), which is `size`. Raises: MemoryError."""
     places, slopes = in_lines(images), in_lines(grads)
-    gradient = torch.empty(size)
+    gradient = torch.empty(size, dtype=torch.float32)
     failed = library.convoy_winograd_weight_gradient(
         places.data_ptr(),
         ctypes.byref(_Sizes.of(places, slopes, corner)),

@@ -118,7 +118,7 @@ static inline void multiply_panel(const float *a, size_t lda, int rows, const fl
 
 /* The same of panels one after the other in memory, and of `next` after the last. */
 static inline void multiply(const float *a, size_t lda, int rows, const float *b, size_t step, int of_panels, int depth,
-                     float *c, size_t ldc, const float *next) {
+                            float *c, size_t ldc, const float *next) {
   for (int panel = 0; panel < of_panels; panel++, b += step)
     multiply_panel(a, lda, rows, b, depth, c + panel * PANEL, ldc, panel + 1 < of_panels ? b + step : next);
 }

@@ -213,3 +213,17 @@ def test_the_module_is_pytorchs_with_another_algorithm() -> None:
     torch.testing.assert_close(ours(images), theirs(images))
     assert copy.deepcopy(ours).algorithm == "direct"
     assert "algorithm='direct'" in repr(ours)
+
+
+@EVERY
+def test_results_are_of_the_tensors_type_whatever_new_tensors_are(algorithm: str) -> None:
+    input_size, weight_size, options = shape_for(algorithm)
+    input, weight = (tensor.float().detach() for tensor in tensors(input_size, weight_size))
+    expected = conv2d(input, weight, **options, algorithm=algorithm)
+    torch.set_default_dtype(torch.float16)
+    try:
+        got = conv2d(input, weight, **options, algorithm=algorithm)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)

@@ -115,10 +115,8 @@ def test_results_lie_as_the_images_do(layout: str) -> None:
 def test_pixels_may_lie_in_other_orders() -> None:
     images, weight, _ = tensors(2, 8, 9, 10, 16)
     expected = conv2d(images, weight, algorithm="pointwise")
-    for view in (
-        images.transpose(2, 3).contiguous().transpose(2, 3),
-        images.transpose(0, 1).contiguous().transpose(0, 1),
-    ):
+    for axes in ((2, 3), (0, 1)):
+        view = images.transpose(*axes).contiguous().transpose(*axes)
         assert error([conv2d(view, weight, algorithm="pointwise")], [expected]) < ERROR
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import im2col, strassen
 from kernels.algorithms import ALGORITHMS
-from kernels.passes import Passes
+from kernels.passes import Choice
 from kernels.shapes import ConvShape
 
 SIZES = [(8, 8, 8), (9, 9, 9), (7, 12, 10), (16, 5, 31), (2, 2, 2), (3, 2, 2), (33, 18, 4), (64, 64, 64), (1, 40, 40)]
@@ -73,6 +73,6 @@ def test_convolutions_by_it_are_those_of_the_definition(groups: int) -> None:
     shape = ConvShape.of(images, weight, 2, 1, groups=groups)
     grad = whole_numbers(*shape.output_size)
     ours = im2col.passes(functools.partial(strassen.matmul, cutoff=2))
-    for name, got, expected in zip(Passes._fields[1:], ours[1:], ALGORITHMS["direct"][1:], strict=True):
+    for name, got, expected in zip(Choice._fields, ours[1:4], ALGORITHMS["direct"][1:4], strict=True):
         first, second = (images, weight) if name == "forward" else (grad, weight if "input" in name else images)
         assert torch.equal(got(first, second, shape), expected(first, second, shape))

@@ -10,8 +10,8 @@
 
    What mattered (GFLOP/s on an AMD EPYC with AVX-512, 2 cores with a peak of 262 each, gcc 12.2, 8 images, medians of
    0.1 to 0.4 s, 2026-11; the machine was shared, to +-10 %):
-   - The loop of products unrolled twice, and what it is told passed without copies: 235 -> 265 in the caches, 195 -> 259
-     for sums of 28 products, one core.
+   - The loop of products unrolled twice, and what it is told passed without copies: 235 -> 265 in the caches, 195 ->
+     259 for sums of 28 products, one core.
    - Pixels that come next are fetched in even shares during the products of a block, not at once, and packed panel by
      panel: 164 -> 190 for the forward pass of 256-64@56 in NCHW, one core.
    - Few pixels by many filters are cut by filters too, so that these are read from the third cache less often: 326 ->

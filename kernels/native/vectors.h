@@ -99,12 +99,14 @@ static void transpose(const float *from, size_t from_step, size_t rows, size_t c
 }
 
 /* Ask for huge pages where a result is about to be written for the first time: a page of 4 KiB costs as much time as
-   the kernel takes for what stands on it. */
+   the kernel takes for what stands on it. Only from 32 MiB up, which the C library takes from the system each time;
+   smaller results lie in its heap, whose pages are there already. */
 static void prefer_huge(float *to, size_t floats) {
 #if defined(MADV_HUGEPAGE)
   const uintptr_t huge = (uintptr_t)2 << 20, begin = ((uintptr_t)to + huge - 1) / huge * huge;
   const uintptr_t end = ((uintptr_t)to + floats * sizeof(float)) / huge * huge;
-  if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+  if (floats * sizeof(float) >= (size_t)32 << 20 && begin < end)
+    madvise((void *)begin, end - begin, MADV_HUGEPAGE);
 #else
   (void)to, (void)floats;
 #endif

@@ -16,7 +16,7 @@ from kernels.passes import Choice
 from kernels.shapes import ConvShape
 from kernels.table import Device, Row, Table
 
-DENSE = ConvShape(n=8, c=64, h=56, w=56, k=64, r=3, s=3, padding=((1, 1), (1, 1)))
+DENSE = ConvShape(n=8, c=128, h=112, w=112, k=128, r=3, s=3, padding=((1, 1), (1, 1)))
 DEPTHWISE = ConvShape(n=8, c=96, h=56, w=56, k=96, r=7, s=7, padding=((3, 3), (3, 3)), groups=96)
 CPU = torch.device("cpu")
 

@@ -69,26 +69,20 @@ class Rule:
 
 _FILTER_3X3 = {"rows of the filter": 3, "columns of the filter": 3}
 
+
+def _winograd(vectors: str, side: int) -> Rule:
+    """For layers that take a good part of a step, with results of that side at least."""
+    sizes = {"channels in": 64, "channels out": 64, "rows of results": side, "columns of results": side}
+    least = _FILTER_3X3 | sizes | {"results a channel": 6272, "operations": 10**10}
+    return Rule(
+        algorithm="winograd", vectors=(vectors,), least=least, most=_FILTER_3X3, load=winograd.load_library
+    )  # fmt: skip
+
+
 # The first that holds is taken.
 RULES = (
-    Rule(
-        algorithm="winograd",
-        vectors=("AVX512",),
-        least=_FILTER_3X3
-        | {"channels in": 64, "channels out": 64, "rows of results": 14, "columns of results": 14}
-        | {"results a channel": 6272, "operations": 10**10},
-        most=_FILTER_3X3,
-        load=winograd.load_library,
-    ),
-    Rule(
-        algorithm="winograd",
-        vectors=("AVX2",),
-        least=_FILTER_3X3
-        | {"channels in": 64, "channels out": 64, "rows of results": 28, "columns of results": 28}
-        | {"results a channel": 6272, "operations": 10**10},
-        most=_FILTER_3X3,
-        load=winograd.load_library,
-    ),
+    _winograd("AVX512", 14),
+    _winograd("AVX2", 28),
     Rule(
         algorithm="depthwise",
         vectors=("AVX512", "AVX2"),

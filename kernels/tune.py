@@ -28,8 +28,8 @@ ERROR_BUDGET = 1e-4
 # Times as long as the vendor, on one image and on all of a batch.
 _LOST, _HOPELESS = 6.0, 3.0
 _LEAST_TURNS, _MOST_TURNS = 5, 40
-# Made to be read, not to be fast.
-_NEVER = ("direct",)
+# Made to be read, not to be fast; the vendor's again unless the type is one to widen.
+_NEVER, _TO_WIDEN = ("direct",), {"cast": (torch.float16, torch.bfloat16)}
 
 
 def shapes_of(model: nn.Module, images: Tensor) -> dict[str, ConvShape]:
@@ -65,8 +65,12 @@ def tune(
     if that is more.
     """
     allowed = max(error_budget, 2 * torch.finfo(dtype).eps)
-    candidates = [name for name in ALGORITHMS if name not in _NEVER and takes(name, shape)]
-    errors = {name: error_of(name, which, shape, dtype, device, layout) for name in candidates}
+    candidates = [
+        name
+        for name in ALGORITHMS
+        if name not in _NEVER and dtype in _TO_WIDEN.get(name, (dtype,)) and takes(name, shape)
+    ]
+    errors = errors_of(candidates, which, shape, dtype, device, layout)
     names = [name for name in candidates if errors[name] <= allowed or name == VENDOR]
     calls: dict[str, Callable[[], Tensor]] = {}
     for met, most in ((dataclasses.replace(shape, n=1), _LOST), (shape, _HOPELESS)):
@@ -127,14 +131,18 @@ def call_of(name: str, which: str, first: Tensor, second: Tensor, shape: ConvSha
     return call
 
 
-def error_of(name: str, which: str, shape: ConvShape, dtype: torch.dtype, device: torch.device, layout: str) -> float:
-    """Of one image, against the vendor's in float64 from the same numbers."""
+def errors_of(
+    names: Iterable[str], which: str, shape: ConvShape, dtype: torch.dtype, device: torch.device, layout: str
+) -> dict[str, float]:
+    """Of one image, by each algorithm: the largest difference from the vendor's in float64 from the same numbers, over
+    the largest value.
+    """
     shape = dataclasses.replace(shape, n=1)
-    tensors = tensors_for(which, shape, dtype, device, layout)
-    got = call_of(name, which, *tensors, shape)().double()
-    first, second = (tensor.double() for tensor in tensors)
-    exact = call_of(VENDOR, which, first, second, shape)()
-    return float((got - exact).abs().max() / exact.abs().max())
+    first, second = tensors_for(which, shape, dtype, device, layout)
+    exact = call_of(VENDOR, which, first.double(), second.double(), shape)()
+    largest = exact.abs().max()
+    results = ((name, call_of(name, which, first, second, shape)()) for name in names)
+    return {name: float((got.double() - exact).abs().max() / largest) for name, got in results}
 
 
 def _hopeful(calls: dict[str, Callable[[], Tensor]], device: torch.device, most: float) -> list[str]:

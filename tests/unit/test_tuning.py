@@ -38,7 +38,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]) -> 
     monkeypatch.setattr(tune, "ALGORITHMS", {name: ALGORITHMS[name] for name in seconds})
     turns = {name: iter(times * 100) for name, times in seconds.items()}
     monkeypatch.setattr(tune, "call_of", lambda name, *_: lambda: torch.ones(1) * hash(name))
-    monkeypatch.setattr(tune, "error_of", lambda *_: 0.0)
+    monkeypatch.setattr(tune, "errors_of", lambda names, *_: dict.fromkeys(names, 0.0))
     names = {float(torch.ones(1) * hash(name)): name for name in seconds}
     monkeypatch.setattr(tune, "_seconds", lambda call, _: next(turns[names[float(call())]]))
 
@@ -65,7 +65,7 @@ def test_the_fastest_wins_by_more_than_the_noise_or_the_vendor_stays(
 
 def test_who_is_not_exact_enough_is_not_in_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
     slowed(monkeypatch, {"vendor": [2.0], "winograd": [1.0]})
-    monkeypatch.setattr(tune, "error_of", lambda *_: 1e-3)
+    monkeypatch.setattr(tune, "errors_of", lambda names, *_: dict.fromkeys(names, 1e-3))
     got = tune.tune(SHAPE, "forward", dtype=torch.float32, device=CPU, layout="nchw", seconds=0.001)
     assert got.seconds.keys() == {"vendor"}
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -63,11 +64,13 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def raced(calls: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
-    """The seconds of each call, in turns after a first one that does not count, without those that have no chance."""
+def raced(calls: dict[str, Callable[[], Any]], turns: int, *, most: float = HOPELESS) -> dict[str, list[float]]:
+    """The seconds of each call, in turns after a first one that does not count, of the vendor's and of those that take
+    less than `most` times as long as the fastest.
+    """
     first = {name: seconds_of(call) for name, call in calls.items()}
     first = {name: min(taken, seconds_of(calls[name])) for name, taken in first.items()}
-    hopeful = [name for name in calls if name in VENDORS or first[name] < HOPELESS * min(first.values())]
+    hopeful = [name for name in calls if name in VENDORS or first[name] < most * min(first.values())]
     times: dict[str, list[float]] = {name: [] for name in hopeful}
     for turn in range(turns):
         for each in sorted(hopeful, reverse=bool(turn % 2)):
@@ -152,7 +155,8 @@ def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for which in tune.PASSES:
             calls = calls_of(shape, which)
             extra = {name: extra_bytes(call, CPU) for name, call in calls.items()}
-            ms = {name: 1e3 * statistics.median(times) for name, times in raced(calls, args.turns).items()}
+            times = raced(calls, args.turns, most=math.inf)
+            ms = {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
             for name in calls:
                 over = f"{extra[name] / 1e6:8.1f} MB, {extra[name] / input_bytes:5.1f}x the input"
                 print(f"  {which:<15} {name:<12} {ms[name]:9.2f} ms {over}", flush=True)

@@ -9,9 +9,10 @@ layers     the 3 x 3 layers of VGG-E (Simonyan & Zisserman 2014), each pass: mil
            (arXiv:1509.09308). Transforms of weights count, as in training.
 inference  the same forward at batch 1 on one thread, weights transformed beforehand (`kernels.inference`).
 networks   every distinct layer of the networks at batch 8: `convoy tune` chooses, then, on other samples and in turns,
-           the choice against the vendor in both layouts. Below 0.97 it is named.
+           each pass as training calls it, `auto` against nn.Conv2d, in both layouts; the better of each two counts.
+           Below 0.97 it is named.
 steps      forward, backward and SGD of whole networks at batch 16: PyTorch in both layouts against `kernels: auto` in
-           the same two, in turns; the better of each two counts.
+           the same two, in turns; the better of each two counts. With --precision bf16 under autocast.
 accuracy   `convoy train` of an experiment with the vendor's and with `auto`, three seeds each: held-out accuracy.
 errors     every algorithm and pass against float64: largest difference over the largest value, fresh random numbers.
 memory     of the layers of VGG-E, a depthwise and a 1 x 1 one: time and peak memory beside the tensors, measured, and
@@ -20,8 +21,9 @@ strassen   products of square matrices: the size from which one level of Strasse
 depthwise  the weight's gradient of depthwise layers, one thread.
 fft        filters from 5 x 5 to 31 x 31 over 64 channels of 56 x 56, one thread.
 
-Every time is of a result in fresh memory. The targets were set on a CPU with AVX-512. Where the vendor runs at 95 % of
-peak, only fewer multiplications beat it.
+Every time is of a result that is allocated anew; the process keeps the memory that it frees, as Convoy's workers do
+(`kernels/allocator.py`), else the system's clearing of pages is what is measured. The targets were set on a CPU with
+AVX-512. Where the vendor runs at 95 % of peak, only fewer multiplications beat it.
 """
 
 import argparse
@@ -30,7 +32,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +56,11 @@ from benchmarks.kernel_parts import (
     seconds_of,
     strassens,
 )  # fmt: skip
+from benchmarks.kernel_passes import auto_over_vendor, layers_together
 from kernels import dispatch, tune
 from kernels.algorithms import ALGORITHMS, takes
+from kernels.allocator import keep_freed_memory
+from kernels.layout import LAYOUTS
 from kernels.shapes import ConvShape
 from kernels.swap import replace_convs
 from kernels.table import Device, Row, Table
@@ -67,9 +73,9 @@ NETWORKS = (
 WITH_AUXILIARY = ("googlenet", "inception_v3")
 STEP_TARGETS = {"vgg16": 2.2, "resnet50": 1.4, "convnext_tiny": 1.3}
 NEVER_BELOW = 0.97
-# Rounds of steps that do not count: until a process has the memory that it needs, pages cost more than arithmetic
-# (ResNet-50: 2.1 s a step at first, 1.3 s from the fourth on).
+# Rounds of steps that do not count: until a process has the memory that it needs, pages cost more than arithmetic.
 WARM_UP = 3
+AUTOCAST = {"bf16": torch.bfloat16}
 TARGETS: dict[str, Any] = {
     "inference": INFERENCE_TARGET,
     "layers": LAYER_TARGETS,
@@ -80,42 +86,44 @@ TARGETS: dict[str, Any] = {
 }
 
 
-def measured(shape: ConvShape, which: str, seconds: float) -> Row:
-    return tune.tune(shape, which, dtype=torch.float32, device=CPU, layout="nhwc", seconds=seconds)
-
-
 def networks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in args.networks:
-        model, images = outline(name, 8)
-        shapes = list(dict.fromkeys(tune.shapes_of(model, images).values()))
+        met = tune.shapes_of(*outline(name, 8)).values()
+        shapes = [shape for shape in dict.fromkeys(met) if not shape.linear]
+        tuned = tuned_in_both_layouts(shapes, args.seconds)
+        dispatch.use([Table(device=Device.of(CPU), rows=tuned)], CPU)
+        chosen = {(row.shape, row.which, row.layout): row.algorithm for row in tuned}
         rows = []
         for shape in shapes:
             for which in tune.PASSES:
-                chosen = measured(shape, which, args.seconds).algorithm
-                rows.append(
-                    {"shape": str(shape), "pass": which, "chosen": chosen} | against(chosen, shape, which, args.turns)
-                )
+                found = auto_over_vendor(shape, which, args.pass_seconds)
+                names = {layout: chosen[shape, which, layout] for layout in LAYOUTS}
+                rows.append({"shape": str(shape), "pass": which, "chosen": names} | found)
         below = [row for row in rows if row["ratio"] < NEVER_BELOW]
         mean = statistics.geometric_mean([row["ratio"] for row in rows])
-        print(f"{name}: {len(rows)} passes, geometric mean {mean:.2f}, {len(below)} below {NEVER_BELOW}", flush=True)
+        layers = layers_together(rows)
+        lowest = min(layers.values())
+        print(
+            f"{name}: {len(rows)} passes, geometric mean {mean:.2f}, {len(below)} below {NEVER_BELOW}; lowest layer, "
+            f"its three passes together, {lowest:.2f}",
+            flush=True,
+        )
         for row in below:
-            print(f"  {row['ratio']:.2f}  {row['chosen']}  {row['pass']}  {row['shape']}")
-        yield {"network": name, "geometric_mean": mean, "below": len(below), "passes": rows}
+            print(f"  {row['ratio']:.2f}  {row['ms']:.3f} ms  {row['chosen']}  {row['pass']}  {row['shape']}")
+        yield {
+            "network": name, "geometric_mean": mean, "below": len(below), "lowest_layer": lowest, "layers": layers,
+            "passes": rows,
+        }  # fmt: skip
 
 
-def against(chosen: str, shape: ConvShape, which: str, turns: int) -> dict[str, Any]:
-    """How many times as fast as the vendor's better layout the choice is, on samples of their own, in turns."""
-    calls = {
-        layout: tune.call_of("vendor", which, *tune.tensors_for(which, shape, torch.float32, CPU, layout), shape)
-        for layout in ("nchw", "nhwc")
-    }
-    calls["chosen"] = tune.call_of(chosen, which, *tune.tensors_for(which, shape, torch.float32, CPU, "nhwc"), shape)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(turns + 1):
-        for name in sorted(calls, reverse=bool(turn % 2)):
-            times[name].append(seconds_of(calls[name]))
-    median = {name: statistics.median(taken[1:]) for name, taken in times.items()}
-    return {"ratio": min(median["nchw"], median["nhwc"]) / median["chosen"], "ms": median["chosen"] * 1e3}
+def tuned_in_both_layouts(
+    shapes: Iterable[ConvShape], seconds: float, dtype: torch.dtype = torch.float32
+) -> tuple[Row, ...]:
+    return tuple(
+        row
+        for layout in LAYOUTS
+        for row in tune.tune_all(shapes, dtype=dtype, device=CPU, layout=layout, seconds=seconds)
+    )
 
 
 def steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -123,16 +131,10 @@ def steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if name not in args.step_networks:
             continue
         shapes = tune.shapes_of(*outline(name, args.step_batch))
-        rows = tuple(
-            row
-            for layout in ("nchw", "nhwc")
-            for row in tune.tune_all(
-                shapes.values(), dtype=torch.float32, device=CPU, layout=layout, seconds=args.seconds
-            )
-        )
+        rows = tuned_in_both_layouts(shapes.values(), args.seconds, AUTOCAST.get(args.precision, torch.float32))
         dispatch.use([Table(device=Device.of(CPU), rows=rows)], CPU)
         arms = {
-            f"{kind} {layout}": step_of(name, kind, layout, args.step_batch)
+            f"{kind} {layout}": step_of(name, kind, layout, args)
             for kind in ("vendor", "auto")
             for layout in ("nchw", "nhwc")
         }
@@ -144,11 +146,17 @@ def steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for kind in ("vendor", "auto")
         }
         ratio = measure.ratio({arm: taken[WARM_UP:] for arm, taken in values.items()}, better["vendor"], better["auto"])
-        print(f"{name}: a training step {ratio['median']:.2f} times as fast (target {target})", flush=True)
-        yield {"network": name, "target": target, "ratio": ratio, "seconds": values}
+        target = target if args.precision == "fp32" else NEVER_BELOW
+        print(
+            f"{name}, {args.precision}: a training step {ratio['median']:.2f} times as fast (target {target})",
+            flush=True,
+        )
+        yield {"network": name, "precision": args.precision, "target": target, "ratio": ratio, "seconds": values}
 
 
-def step_of(name: str, kind: str, layout: str, batch: int) -> Any:
+def step_of(name: str, kind: str, layout: str, args: argparse.Namespace) -> Callable[[], None]:
+    """`kind`: vendor or auto. Weights, loss and optimizer stay in fp32, as `precision: bf16` has it."""
+    batch, dtype = args.step_batch, AUTOCAST.get(args.precision)
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None)
     replace_convs(model, kind)
@@ -160,7 +168,9 @@ def step_of(name: str, kind: str, layout: str, batch: int) -> Any:
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            outputs = model(images)
+        nn.functional.cross_entropy(outputs.float(), labels).backward()
         optimizer.step()
 
     return step
@@ -169,18 +179,27 @@ def step_of(name: str, kind: str, layout: str, batch: int) -> Any:
 def accuracy(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     _convoy("tune", args.experiment, *args.override)
     for choice in ("vendor", "auto"):
-        found = []
+        found, chosen = [], Counter[str]()
         for seed in range(args.seeds):
             with tempfile.TemporaryDirectory() as folder:
-                _convoy("train", args.experiment, f"kernels={choice}", f"seed={seed}", f"run.folder={folder}/run",
+                run = Path(folder) / "run"
+                _convoy("train", args.experiment, f"kernels={choice}", f"seed={seed}", f"run.folder={run}",
                         *args.override)  # fmt: skip
-                found.append(json.loads((Path(folder) / "run" / "result.json").read_text())["val_accuracy"])
+                found.append(json.loads((run / "result.json").read_text())["val_accuracy"])
+                chosen = _chosen(run / "kernels.json")
         spread = max(found) - min(found)
         print(
             f"{args.experiment}, {choice}: {statistics.fmean(found):.2%}, spread {spread:.2%}, {args.seeds} seeds",
             flush=True,
         )
-        yield {"experiment": args.experiment, "kernels": choice, "accuracies": found}
+        print(f"  by {', '.join(f'{name} {count}' for name, count in chosen.items()) or 'the vendor'}", flush=True)
+        yield {"experiment": args.experiment, "kernels": choice, "accuracies": found, "passes": dict(chosen)}
+
+
+def _chosen(path: Path) -> Counter[str]:
+    """How many passes each algorithm computes in a run with `auto`, layers of one shape counted each."""
+    layers = json.loads(path.read_text())["layers"].values() if path.exists() else []
+    return Counter(row["algorithm"] for rows in layers for row in rows for _ in row["layers"])
 
 
 def _convoy(*arguments: str) -> None:
@@ -250,7 +269,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--step-networks", nargs="+", choices=STEP_TARGETS, default=list(STEP_TARGETS))
     parser.add_argument("--step-batch", type=int, default=16)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the part steps")
     parser.add_argument("--turns", type=int, default=7, help="of a pass of a layer")
+    parser.add_argument("--pass-seconds", type=float, default=0.4, help="of the part networks, after six turns")
     parser.add_argument("--rounds", type=int, default=8, help="of training steps; the first three are not counted")
     parser.add_argument("--seconds", type=float, default=0.3, help="to tune a pass of a layer")
     parser.add_argument("--experiment", default="experiments/digits.yaml", help="of the part accuracy")
@@ -259,17 +280,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     for part in args.parts:
         here, found = measure.machine(), list(PARTS[part](args))
         record = {
-            "title": f"Convolution algorithms over PyTorch's, fp32: {part}",
+            "title": f"Convolution algorithms over PyTorch's, {args.precision}: {part}",
             "targets": TARGETS.get(part),
             "settings": vars(args) | {"reference": None},
             "machine": here,
             part: found,
         }
         bars = bars_of(part, found)
-        measure.write(f"kernels-{part}", record, (lambda axis, bars=bars: chart(axis, bars)) if bars else None)
+        suffix = "-bf16" if part == "steps" and args.precision == "bf16" else ""
+        measure.write(f"kernels-{part}{suffix}", record, (lambda axis, bars=bars: chart(axis, bars)) if bars else None)
 
 
 if __name__ == "__main__":

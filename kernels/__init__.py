@@ -24,6 +24,9 @@ cast.py        fp16 and bf16 by the vendor's fp32
 triton_kernels.py  whether Triton computes a convolution on a GPU
 gather.py      passes over images as gathers, for the two GPU kernels that are such
 gather_triton.py  what those two share
+linear.py      nn.Linear over pixels, as a 1 x 1 convolution
+autocast.py    what autocast does to their arguments
+allocator.py   memory kept by a process that frees it
 swap.py        a model's convolutions, computed by chosen algorithms
 inference.py   weights transformed beforehand
 dispatch.py    what 'auto' is, from a table

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from kernels import dispatch, operators
 from kernels.algorithms import check_name
+from kernels.autocast import as_autocast_wants
 from kernels.passes import VENDOR, Choice
 from kernels.shapes import IntOrPair, UnsupportedShape, geometry_of
+
+_VENDOR = Choice.of(VENDOR)
 
 
 def conv2d(
@@ -34,29 +37,35 @@ def conv2d(
     Raises: UnsupportedShape if the algorithm does not do this convolution; ValueError for an unknown name; what PyTorch
     raises for tensors that fit no convolution.
     """
+    return _convolved(input, weight, bias, (stride, padding, dilation, groups), algorithm)[0]
+
+
+def _convolved(
+    input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], algorithm: str | Choice
+) -> tuple[Tensor, bool]:
+    """The result, and whether it is PyTorch's own. `options`: stride, padding, dilation, groups."""
     choice = Choice.of(algorithm)
     for name in choice:
         check_name(name)
-    options: tuple[Any, ...] = (stride, padding, dilation, groups)
-    if choice == Choice.of(VENDOR):
-        return F.conv2d(input, weight, bias, *options)
-    input, weight, bias = _as_autocast_wants(input, weight, bias)
-    if not _alike(input, weight, bias):
-        return F.conv2d(input, weight, bias, *options)  # which says what does not fit
+    if choice == _VENDOR:
+        return F.conv2d(input, weight, bias, *options), True
+    if torch.is_autocast_enabled(input.device.type):
+        input, weight, bias = as_autocast_wants(input, weight, bias)
     try:
         images = input.unsqueeze(0) if input.dim() == 3 else input
         geometry = geometry_of((weight.shape[2], weight.shape[3]), *options)
         if not torch.compiler.is_compiling():
             choice = dispatch.resolved(choice, images, weight, geometry)
-        if choice == Choice.of(VENDOR):
-            return F.conv2d(input, weight, bias, *options)
+        only_forward = choice.forward == VENDOR and not torch.is_grad_enabled()
+        if choice == _VENDOR or only_forward or not _alike(input, weight, bias):
+            return F.conv2d(input, weight, bias, *options), True  # which says what does not fit
         output = operators.forward(images, weight, bias, geometry, ",".join(choice))
     except UnsupportedShape:
         raise
-    except ValueError:
+    except (ValueError, IndexError):
         F.conv2d(input, weight, bias, *options)  # which says what does not fit
         raise
-    return output.squeeze(0) if input.dim() == 3 else output
+    return (output.squeeze(0) if input.dim() == 3 else output), False
 
 
 class Conv2d(nn.Conv2d):
@@ -68,6 +77,8 @@ class Conv2d(nn.Conv2d):
     algorithm: str | Choice
     prepared: Callable[[Tensor], Tensor | None] | None = None
     """Of `inference.prepare`; None: nothing is."""
+    _vendors: tuple[Any, ...] | None = None
+    """What was met last, if it is PyTorch's: to choose anew costs a small layer a tenth of its time."""
 
     def __init__(self, *args: Any, algorithm: str | Choice = "auto", **options: Any) -> None:
         super().__init__(*args, **options)
@@ -76,11 +87,23 @@ class Conv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        if self.prepared and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return conv2d(input, weight, bias, *options_of(self), algorithm=self.algorithm)
+        if self.prepared:
             output = self.prepared(input)
             if output is not None:
                 return output
-        return conv2d(input, weight, bias, *options_of(self), algorithm=self.algorithm)
+        autocast = torch.is_autocast_enabled(input.device.type)
+        met = (
+            input.shape, input.stride(), input.dtype, input.device, torch.is_grad_enabled(), autocast,
+            self.algorithm, dispatch.tables_used,
+        )  # fmt: skip
+        if met == self._vendors:
+            return F.conv2d(input, weight, bias, *options_of(self))
+        output, by_vendor = _convolved(input, weight, bias, options_of(self), self.algorithm)
+        if by_vendor:
+            self._vendors = met
+        return output
 
     def train(self, mode: bool = True) -> "Conv2d":
         if mode:
@@ -88,7 +111,7 @@ class Conv2d(nn.Conv2d):
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "prepared"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("prepared", "_vendors")}
 
     def extra_repr(self) -> str:
         inherited: str = super().extra_repr()  # type: ignore[no-untyped-call]
@@ -99,17 +122,6 @@ def options_of(conv: nn.Conv2d) -> tuple[Any, ...]:
     """Stride, padding, dilation, groups of a layer, whose input is padded already unless it is so with zeros."""
     padding: Any = conv.padding if conv.padding_mode == "zeros" else 0
     return conv.stride, padding, conv.dilation, conv.groups
-
-
-def _as_autocast_wants(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The tensors, in autocast's type inside such a region: PyTorch lists convolutions among what it casts."""
-    device = next(tensor.device.type for tensor in tensors if tensor is not None)
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor for tensor in tensors
-    )
 
 
 def _alike(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.defaults import default
-from kernels.layout import layout_of
+from kernels.layout import layout_met, layout_of
 from kernels.passes import AUTO, VENDOR, Choice
 from kernels.shapes import ConvShape
 from kernels.table import Device, Row, Table
@@ -34,10 +34,14 @@ Entries = dict[tuple[Any, ...], dict[int, Row]]
 
 # a process computes on one kind of device
 _entries: Entries = {}
+tables_used = 0
+"""How often `use` was called: what was chosen by other tables holds no more."""
 
 
 def use(tables: Iterable[Table], device: torch.device) -> int:
     """Take the entries of the table of this device, in place of those in use; returns how many."""
+    global tables_used
+    tables_used += 1
     _entries.clear()
     _resolved.cache_clear()
     here = Device.of(device)
@@ -83,8 +87,9 @@ def resolved(choice: Choice, images: Tensor, weight: Tensor, geometry: Sequence[
     """
     if AUTO not in choice:
         return choice
-    sizes = tuple(images.shape), tuple(weight.shape), tuple(geometry)
-    return _resolved(choice, *sizes, _images(images))
+    return _resolved(
+        choice, images.shape, weight.shape, tuple(geometry), images.dtype, layout_of(images), images.device.type
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -93,8 +98,11 @@ def _resolved(
     input_size: tuple[int, ...],
     weight_size: tuple[int, ...],
     geometry: tuple[int, ...],
-    images: Images,
+    dtype: torch.dtype,
+    layout: str,
+    device: str,
 ) -> Choice:
+    images = Images(str(dtype).removeprefix("torch."), layout, device)
     shape = ConvShape.between(input_size, weight_size, geometry)
     named = zip(Choice._fields, choice, strict=True)
     return Choice(*(chosen(_entries, which, shape, images)[0] if name == AUTO else name for which, name in named))
@@ -105,4 +113,4 @@ def _images(images: Tensor) -> Images:
 
 
 def _key(which: str, shape: ConvShape, dtype: str, layout: str) -> tuple[Any, ...]:
-    return which, dataclasses.replace(shape, n=0), dtype, layout
+    return which, dataclasses.replace(shape, n=0), dtype, layout_met(shape, layout)

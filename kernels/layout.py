@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kernels.shapes import ConvShape
+
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
@@ -14,6 +16,11 @@ def layout_of(images: Tensor) -> str:
 def laid_out(images: Tensor, layout: str) -> Tensor:
     """The images in that layout, copied unless they lie so. Shapes: (N, C, H, W) -> the same."""
     return images.contiguous(memory_format=LAYOUTS[layout])
+
+
+def layout_met(shape: ConvShape, layout: str) -> str:
+    """How images come to a layer of a model whose images lie so: to a linear one always channels last."""
+    return "nhwc" if shape.linear else layout
 
 
 def empty(size: tuple[int, ...], like: Tensor) -> Tensor:

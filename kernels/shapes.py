@@ -24,7 +24,7 @@ class ConvShape:
     """The sizes of one convolution, in the numbers that decide how fast it can be.
 
     `stride`, `dilation`: (rows, columns). `padding`: zeros added, ((top, bottom), (left, right)); the sides
-    differ for padding="same" with an even filter.
+    differ for padding="same" with an even filter. `linear`: it is an nn.Linear over pixels, channels last.
     Raises: ValueError if no such convolution exists.
     """
 
@@ -39,6 +39,7 @@ class ConvShape:
     padding: Sides = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
     groups: int = 1
+    linear: bool = False
 
     def __post_init__(self) -> None:
         if self.n < 0:
@@ -91,7 +92,7 @@ class ConvShape:
         """
         n, c, h, w = input_size
         k, c_group, r, s = weight_size
-        stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups = geometry
+        stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups, *linear = geometry
         _check_at_least(1, "groups", groups)
         if c != c_group * groups:
             raise ValueError(
@@ -100,7 +101,7 @@ class ConvShape:
             )
         return cls(
             n=n, c=c, h=h, w=w, k=k, r=r, s=s, stride=(stride_h, stride_w), padding=((top, bottom), (left, right)),
-            dilation=(dilation_h, dilation_w), groups=groups,
+            dilation=(dilation_h, dilation_w), groups=groups, linear=bool(linear),
         )  # fmt: skip
 
     @classmethod
@@ -115,6 +116,18 @@ class ConvShape:
             )
         options: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
         return cls.of(input, conv.weight, **options)
+
+    @classmethod
+    def of_linear(cls, linear: nn.Linear, input: Tensor) -> "ConvShape":
+        """The shape of `linear(input)`. Shapes: input (N, H, W, C) or (N, W, C)."""
+        n, *height, w, c = input.shape
+        return cls(n=n, c=c, h=height[0] if height else 1, w=w, k=linear.out_features, r=1, s=1, linear=True)
+
+    @property
+    def geometry(self) -> list[int]:
+        """As of `geometry_of`, and a tenth number if it is linear."""
+        numbers = [*self.stride, *self.padding[0], *self.padding[1], *self.dilation, self.groups]
+        return [*numbers, 1] if self.linear else numbers
 
     @property
     def padded_h(self) -> int:

@@ -7,6 +7,7 @@ and in three of four of them at all. PyTorch's is always in the race, in both me
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from kernels import operators
 from kernels.algorithms import ALGORITHMS, takes
-from kernels.layout import laid_out
+from kernels.layout import laid_out, layout_met
 from kernels.memory import extra_bytes
 from kernels.passes import VENDOR, Choice
 from kernels.shapes import ConvShape
@@ -28,19 +29,31 @@ ERROR_BUDGET = 1e-4
 # Times as long as the vendor, on one image and on all of a batch.
 _LOST, _HOPELESS = 6.0, 3.0
 _LEAST_TURNS, _MOST_TURNS = 5, 40
+_LAYER_MARGIN = 1.05
+# What a pass costs through our operators and autograd beyond PyTorch's own, with caches full of images as in training:
+# 6 us of Python forward and 13 us backward when it is warm, 50 to 90 us when it is not.
+_OPERATOR_SECONDS = 80e-6
 # Made to be read, not to be fast; the vendor's again unless the type is one to widen.
 _NEVER, _TO_WIDEN = ("direct",), {"cast": (torch.float16, torch.bfloat16)}
 
 
 def shapes_of(model: nn.Module, images: Tensor) -> dict[str, ConvShape]:
-    """Module name -> shape of every nn.Conv2d that a forward pass meets, in that order. Shapes: images (N, C, H, W)."""
+    """Module name -> shape of every nn.Conv2d, and nn.Linear over pixels, that a forward pass meets, in that order.
+
+    Shapes: images (N, C, H, W).
+    """
     shapes: dict[str, ConvShape] = {}
+
+    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Conv2d):
+            shapes[name] = ConvShape.of_module(module, inputs[0])
+        elif isinstance(module, nn.Linear) and inputs[0].dim() in (3, 4):
+            shapes[name] = ConvShape.of_linear(module, inputs[0])
+
     hooks = [
-        module.register_forward_pre_hook(
-            lambda module, inputs, name=name: shapes.update({name: ConvShape.of_module(module, inputs[0])})
-        )
+        module.register_forward_pre_hook(functools.partial(note, name))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
+        if getattr(module, "padding_mode", "zeros") == "zeros"
     ]
     with torch.no_grad():
         model(images)
@@ -64,6 +77,7 @@ def tune(
     `error_budget`: the largest difference from float64 allowed, over the largest value; twice the type's own precision
     if that is more.
     """
+    layout = layout_met(shape, layout)
     allowed = max(error_budget, 2 * torch.finfo(dtype).eps)
     candidates = [
         name
@@ -95,8 +109,16 @@ def tune_all(
 ) -> Iterator[Row]:
     """Every pass of every distinct shape; the first layer's input has a gradient too, which costs little to know."""
     for shape in dict.fromkeys(shapes):
-        for which in PASSES:
-            yield tune(shape, which, dtype=dtype, device=device, layout=layout, seconds=seconds)
+        rows = [tune(shape, which, dtype=dtype, device=device, layout=layout, seconds=seconds) for which in PASSES]
+        yield from rows if _gains(rows) else (dataclasses.replace(row, algorithm=VENDOR) for row in rows)
+
+
+def _gains(passes: list[Row]) -> bool:
+    """Whether the passes of a layer gain together: where one is not PyTorch's own, none is."""
+    vendor, chosen = (
+        sum(times) for times in zip(*((r.seconds[VENDOR], r.seconds[r.algorithm]) for r in passes), strict=True)
+    )
+    return vendor > _LAYER_MARGIN * chosen and vendor - chosen > _OPERATOR_SECONDS * len(passes)
 
 
 def tensors_for(
@@ -116,17 +138,19 @@ def tensors_for(
 
 
 def call_of(name: str, which: str, first: Tensor, second: Tensor, shape: ConvShape) -> Callable[[], Tensor]:
-    """The pass by the algorithm of that name, through the operator that training calls."""
-    geometry = [*shape.stride, *shape.padding[0], *shape.padding[1], *shape.dilation, shape.groups]
+    """The pass by the algorithm of that name, through the operator that training calls; the vendor's without."""
+    if name == VENDOR:
+        compute = getattr(ALGORITHMS[VENDOR], which)
+        return torch.no_grad()(lambda: compute(first, second, shape))
     choice = ",".join(Choice.of(name))
 
     @torch.no_grad()
     def call() -> Tensor:
         if which == "forward":
-            return operators.forward(first, second, None, geometry, choice)
+            return operators.forward(first, second, None, shape.geometry, choice)
         if which == "input_gradient":
-            return operators.input_gradient(first, second, shape.input_size, geometry, choice)
-        return operators.weight_gradient(first, second, shape.weight_size, geometry, choice)
+            return operators.input_gradient(first, second, shape.input_size, shape.geometry, choice)
+        return operators.weight_gradient(first, second, shape.weight_size, shape.geometry, choice)
 
     return call
 

@@ -10,6 +10,7 @@ explain.py     a plan as text
 cluster_tuning.py  the measuring of them on each kind of node of a cluster
 launch.py      Plan -> run; the only file that starts one
 stopping.py    Ctrl-C and SIGTERM: commit at the next step boundary, then end
+process.py     threads and memory of a process that computes as the plan says
 worker.py      what runs in every worker: tables of names -> the parts of the loop
 training/      the loop and its parts: plain torch, no Ray
 strategies/    what happens between the backward pass and the next forward pass

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from kernels import inference
 from orchestrator.config.experiment import Experiment
 from orchestrator.errors import CheckpointError
 from orchestrator.plan import Resources
 from orchestrator.prepare import prepare
+from orchestrator.process import settle
 from orchestrator.run_folder import RunFolder
 from orchestrator.strategies.sync import OneWorker
 from orchestrator.training.checkpoint_store import CheckpointStore
@@ -37,9 +39,11 @@ def evaluate_run(folder: RunFolder, experiment: Experiment, resources: Resources
         raise CheckpointError(
             f"run.folder: {folder.path} has no valid checkpoint. Train first. {' '.join(skipped)}".strip()
         )
+    settle(prepared.plan)
     device = torch.device(prepared.plan.device)
     learner = build_learner(setup, device)
     learner.restore(snapshot)
+    inference.prepare(learner.model)
     batches = batches_from_threads(
         prepared.recipe(False),
         setup.val_epoch,

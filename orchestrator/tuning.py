@@ -21,6 +21,7 @@ from orchestrator.config.experiment import Experiment
 from orchestrator.errors import InputError
 from orchestrator.models.zoo import outline
 from orchestrator.plan import Plan
+from orchestrator.process import settle
 from orchestrator.run_folder import RunFolder
 
 FILE = "kernels.json"
@@ -73,7 +74,7 @@ def measure_layers(
     experiment: Experiment, plan: Plan, shapes: dict[str, ConvShape], *, seconds: float
 ) -> Iterator[Row]:
     """The rows of this machine, as a worker computes."""
-    torch.set_num_threads(plan.threads_per_worker)
+    settle(plan)
     images, device = _images(experiment, plan.device), torch.device(plan.device)
     dtype: torch.dtype = getattr(torch, images.dtype)
     yield from tune.tune_all(shapes.values(), dtype=dtype, device=device, layout=images.layout, seconds=seconds)
@@ -81,7 +82,7 @@ def measure_layers(
 
 def device_here(plan: Plan) -> Device:
     """What a worker computes on if it runs here."""
-    torch.set_num_threads(plan.threads_per_worker)
+    settle(plan)
     return Device.of(torch.device(plan.device))
 
 
@@ -204,7 +205,8 @@ def _images(experiment: Experiment, device: str = "cpu") -> dispatch.Images:
 
 
 def _words(shape: ConvShape) -> str:
-    extras = [f"stride {shape.stride[0]}"] if shape.stride != (1, 1) else []
+    extras = ["linear"] if shape.linear else []
+    extras += [f"stride {shape.stride[0]}"] if shape.stride != (1, 1) else []
     extras += [f"groups {shape.groups}"] if shape.groups > 1 else []
     extras += [f"dilation {shape.dilation[0]}"] if shape.dilation != (1, 1) else []
     sizes = f"{shape.n}x{shape.c}x{shape.h}x{shape.w} to {shape.k}, {shape.r}x{shape.s}"

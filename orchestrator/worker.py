@@ -21,6 +21,7 @@ from orchestrator.config.experiment import Experiment
 from orchestrator.errors import RunError
 from orchestrator.models.zoo import build_model
 from orchestrator.plan import Plan
+from orchestrator.process import settle
 from orchestrator.run_log import WorkerPlace
 from orchestrator.strategies.base import Strategy
 from orchestrator.strategies.sync import OneWorker, Sync
@@ -147,7 +148,7 @@ def train_with(
     would only repeat are in it, others are raised.
     """
     experiment = setup.experiment
-    torch.set_num_threads(setup.plan.threads_per_worker)
+    settle(setup.plan)
     device = _device(setup.plan)
     store = CheckpointStore(setup.checkpoints, keep=experiment.checkpoint.keep)
     log = WorkerLog(channel, strategy.rank, sample_ids if experiment.trace.samples else None)

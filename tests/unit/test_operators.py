@@ -124,10 +124,10 @@ def test_the_operators_are_what_pytorch_asks_of_operators(algorithm: str) -> Non
     shape = ConvShape.of(input, weight, **options)
     (grad,) = tensors(shape.output_size)
     rest = ([1, 1, *shape.padding[0], *shape.padding[1], 1, 1, shape.groups], ",".join(Choice.of(algorithm)))
-    torch.library.opcheck(operators.forward, (input, weight, bias, *rest))
-    torch.library.opcheck(operators.forward, (input, weight, None, *rest))
-    torch.library.opcheck(operators.input_gradient, (grad, weight, input_size, *rest))
-    torch.library.opcheck(operators.weight_gradient, (grad, input, weight_size, *rest))
+    torch.library.opcheck(operators.forward.overload, (input, weight, bias, *rest))
+    torch.library.opcheck(operators.forward.overload, (input, weight, None, *rest))
+    torch.library.opcheck(operators.input_gradient.overload, (grad, weight, input_size, *rest))
+    torch.library.opcheck(operators.weight_gradient.overload, (grad, input, weight_size, *rest))
 
 
 @EVERY

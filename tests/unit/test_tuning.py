@@ -63,6 +63,36 @@ def test_the_fastest_wins_by_more_than_the_noise_or_the_vendor_stays(
     assert got.algorithm == winner
 
 
+LAYERS = {
+    # seconds of the vendor and of Winograd -> what all three passes are left to
+    "gains": (2e-3, 1e-3, "winograd"),
+    "gains less than it costs to be called": (1.1e-4, 1e-4, "vendor"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_the_vendors_unless_its_passes_gain_what_our_operators_cost(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendor, winograd, left_to = LAYERS[name]
+    slowed(monkeypatch, {"vendor": [vendor] * 5, "winograd": [winograd] * 5})
+    rows = list(tune.tune_all([SHAPE], dtype=torch.float32, device=CPU, layout="nchw", seconds=0.001))
+    assert {row.algorithm for row in rows} == {left_to}
+    assert {row.which for row in rows} == set(tune.PASSES)
+
+
+def test_a_layer_that_was_the_vendors_is_chosen_anew_with_other_tables() -> None:
+    images, layer = torch.randn(SHAPE.input_size), Conv2d(3, 5, 3, padding=1)
+    for _ in range(2):
+        assert layer(images).grad_fn.name() == "ConvolutionBackward0"
+    dispatch.use([Table(device=Device.of(CPU), rows=(row("winograd"),))], CPU)
+    assert layer(images).grad_fn.name() == "conv2dBackward"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(images).dtype == torch.bfloat16
+    layer.algorithm = "direct"
+    assert layer(images).grad_fn.name() == "conv2dBackward"
+
+
 def test_who_is_not_exact_enough_is_not_in_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
     slowed(monkeypatch, {"vendor": [2.0], "winograd": [1.0]})
     monkeypatch.setattr(tune, "errors_of", lambda names, *_: dict.fromkeys(names, 1e-3))

@@ -87,9 +87,8 @@ def resolved(choice: Choice, images: Tensor, weight: Tensor, geometry: Sequence[
     """
     if AUTO not in choice:
         return choice
-    return _resolved(
-        choice, images.shape, weight.shape, tuple(geometry), images.dtype, layout_of(images), images.device.type
-    )
+    where = images.dtype, layout_of(images), images.device.type
+    return _resolved(choice, images.shape, weight.shape, tuple(geometry), where)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -98,10 +97,9 @@ def _resolved(
     input_size: tuple[int, ...],
     weight_size: tuple[int, ...],
     geometry: tuple[int, ...],
-    dtype: torch.dtype,
-    layout: str,
-    device: str,
+    where: tuple[torch.dtype, str, str],
 ) -> Choice:
+    dtype, layout, device = where
     images = Images(str(dtype).removeprefix("torch."), layout, device)
     shape = ConvShape.between(input_size, weight_size, geometry)
     named = zip(Choice._fields, choice, strict=True)

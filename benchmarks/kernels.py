@@ -10,7 +10,8 @@ layers     the 3 x 3 layers of VGG-E (Simonyan & Zisserman 2014), each pass: mil
 inference  the same forward at batch 1 on one thread, weights transformed beforehand (`kernels.inference`).
 networks   every distinct layer of the networks at batch 8: `convoy tune` chooses, then, on other samples and in turns,
            each pass as training calls it, `auto` against nn.Conv2d, in both layouts; the better of each two counts.
-           Below 0.97 it is named.
+           What is below 0.97 is measured again, five times as long: below both times it is named. (Where `auto` is
+           the vendor's own code, single measurements of 0.3 s go down to 0.93.)
 steps      forward, backward and SGD of whole networks at batch 16: PyTorch in both layouts against `kernels: auto` in
            the same two, in turns; the better of each two counts. With --precision bf16 under autocast.
 accuracy   `convoy train` of an experiment with the vendor's and with `auto`, three seeds each: held-out accuracy.
@@ -70,6 +71,7 @@ NETWORKS = (
     "alexnet", "vgg19", "googlenet", "inception_v3", "resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0",
     "convnext_tiny",
 )  # fmt: skip
+AGAIN = 5.0  # times as long
 WITH_AUXILIARY = ("googlenet", "inception_v3")
 STEP_TARGETS = {"vgg16": 2.2, "resnet50": 1.4, "convnext_tiny": 1.3}
 NEVER_BELOW = 0.97
@@ -99,7 +101,9 @@ def networks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 found = auto_over_vendor(shape, which, args.pass_seconds)
                 names = {layout: chosen[shape, which, layout] for layout in LAYOUTS}
                 rows.append({"shape": str(shape), "pass": which, "chosen": names} | found)
-        below = [row for row in rows if row["ratio"] < NEVER_BELOW]
+                if found["ratio"] < NEVER_BELOW:
+                    rows[-1]["again"] = auto_over_vendor(shape, which, AGAIN * args.pass_seconds)
+        below = [row for row in rows if max(row["ratio"], row.get("again", row)["ratio"]) < NEVER_BELOW]
         mean = statistics.geometric_mean([row["ratio"] for row in rows])
         layers = layers_together(rows)
         lowest = min(layers.values())
@@ -109,7 +113,8 @@ def networks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             flush=True,
         )
         for row in below:
-            print(f"  {row['ratio']:.2f}  {row['ms']:.3f} ms  {row['chosen']}  {row['pass']}  {row['shape']}")
+            both = f"{row['ratio']:.2f} {row['again']['ratio']:.2f}"
+            print(f"  {both}  {row['ms']:.3f} ms  {row['chosen']}  {row['pass']}  {row['shape']}")
         yield {
             "network": name, "geometric_mean": mean, "below": len(below), "lowest_layer": lowest, "layers": layers,
             "passes": rows,

@@ -44,7 +44,8 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.run_log import RunLog
 from orchestrator.strategies.sync import OneWorker
 from orchestrator.training.checkpoint_store import CheckpointStore
-from orchestrator.training.loop import Training, train
+from orchestrator.training.loop import train
+from orchestrator.training.training import Training
 from orchestrator.worker import GroupSetup, build_learner
 from orchestrator.worker_log import WorkerLog
 from pipelines.device import Targets, ToDevice
@@ -77,8 +78,8 @@ class OneSleeper(OneWorker):
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s
 
-    def wrap(self, model: torch.nn.Module, gradients_ready: Callable[[], None]) -> torch.nn.Module:
-        del gradients_ready
+    def wrap(self, model: torch.nn.Module, lap: Callable[[str], None]) -> torch.nn.Module:
+        del lap
         return Asleep(model, self._step_s)
 
 

@@ -11,8 +11,12 @@ cluster_tuning.py  the measuring of them on each kind of node of a cluster
 launch.py      Plan -> run; the only file that starts one
 stopping.py    Ctrl-C and SIGTERM: commit at the next step boundary, then end
 process.py     threads and memory of a process that computes as the plan says
+results.py     what is said of a run that has ended
+replica_groups.py  Ray Train's workers, each replaced without the others
+served.py      runs that a parameter server leads: the server, its feeds, its workers
 worker.py      what runs in every worker: tables of names -> the parts of the loop
 training/      the loop and its parts: plain torch, no Ray
+parameter_server/  the server: plain classes over NumPy
 strategies/    what happens between the backward pass and the next forward pass
 models/        the networks that an experiment can name
 failure.py     what to do when a run fails; pure

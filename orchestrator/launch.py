@@ -8,35 +8,46 @@ import contextlib
 import json
 import logging
 import os
-import platform
+import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator.channel import ActorChannel, Channel, DirectChannel
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.load import dump_experiment
+from orchestrator.config.strategy import ServedConfig
 from orchestrator.errors import InputError, RunError, RunGaveUp
 from orchestrator.failure import GiveUp, decide, why_it_gave_up
 from orchestrator.plan import Plan
 from orchestrator.prepare import Prepared, prepare, resources_here
+from orchestrator.replica_groups import ReplicaGroups
 from orchestrator.report.build import write_report
+from orchestrator.results import result_of
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_log import RunLog
+from orchestrator.served import (
+    PURPOSES,
+    FeedActor,
+    ServedGroup,
+    ServerActor,
+    served_stream,
+    server_setup,
+    train_in_served_group,
+    train_served_here,
+)
 from orchestrator.stopping import in_thread, stopping
-from orchestrator.training.accounting import data_wait_share
 from orchestrator.training.checkpoint_store import CheckpointStore
-from orchestrator.training.measures import Figures, prefixed
-from orchestrator.training.tasks import TASKS
-from orchestrator.worker import GroupSetup, Outcome, train_here, train_in_group
+from orchestrator.worker import GroupSetup, Outcome, Setup, train_here, train_in_group
 from pipelines.order import Position
 from pipelines.stages import OrderedSplit, Stream
 
@@ -53,7 +64,6 @@ OWN_RAY = {
     "RAY_worker_maximum_startup_concurrency": "8",
 }
 PROCESS_GROUP_TIMEOUT_S = 120
-VERSIONS = ("convoy-train", "ray", "torch", "torchvision", "numpy", "pyarrow")
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +86,7 @@ def run(experiment: Experiment, *, resume: bool, overwrite: bool, watch: Watch) 
             folder.clear()
         else:
             _check_identity(folder, prepared)
+        shutil.rmtree(folder.snapshots, ignore_errors=True)  # a command goes on from commits
         folder.write("experiment.yaml", dump_experiment(experiment))
         return _Run(prepared, folder, watch).go()
 
@@ -144,6 +155,7 @@ class _Run:
         self._folder = folder
         self._watch = watch
         self._started = time.time()
+        self._log_name = f"convoy-run-log-{uuid.uuid4().hex}"
         result = folder.local / "result.json"
         self._wall_s_before = json.loads(result.read_text())["wall_s"] if result.exists() else 0.0
         failure = prepared.experiment.failure
@@ -170,7 +182,14 @@ class _Run:
             except Exception as failure:  # whatever it was, the run folder says that the run failed
                 error = RunError(f"{type(failure).__name__}: {failure}")
                 error.__cause__ = failure
-        result = self._result(channel, outcome, error)
+        result = result_of(
+            self._prepared,
+            self._folder,
+            channel.call("view"),
+            outcome,
+            error,
+            wall_s=self._wall_s_before + time.time() - self._started,
+        )
         channel.call("finish_trace")
         self._folder.write("result.json", json.dumps(result, indent=2) + "\n")
         channel.call("event", "finish", f"the run {result['status']}")
@@ -183,16 +202,18 @@ class _Run:
     def _start_log_actor(self) -> ActorChannel:
         here = ray.get_runtime_context().get_node_id()
         affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-        actor = ray.remote(RunLog).options(num_cpus=0, scheduling_strategy=affinity, max_concurrency=1)
+        options = {"name": self._log_name, "num_cpus": 0, "scheduling_strategy": affinity, "max_concurrency": 1}
+        actor = ray.remote(RunLog).options(**options)
         return ActorChannel(actor.remote(RunFolder(self._folder.path, self._folder.local), self._budget))
 
     def _train_here(self, channel: Channel) -> Outcome:
         """Ray Train's local mode: the same trainer, its function called in this process, no Ray started."""
         prepared = self._prepared
         setup = prepared.setup(self._folder)
+        train = train_served_here if isinstance(prepared.experiment.strategy, ServedConfig) else train_here
         _quiet_ray()  # it would ask for reports of issues with its local mode
         trainer = ray.train.torch.TorchTrainer(
-            lambda: train_here(setup, channel, prepared.recipe(True), prepared.recipe(False)),
+            lambda: train(setup, channel, prepared.recipe(True), prepared.recipe(False)),
             scaling_config=ray.train.ScalingConfig(num_workers=0),
         )
         return trainer.fit().return_value
@@ -207,35 +228,63 @@ class _Run:
             val_recipe=ray.put(prepared.recipe(False)),
         )
         name = f"{prepared.experiment.run.name}-{int(self._started)}"
+        served = self._serve(group) if isinstance(prepared.experiment.strategy, ServedConfig) else None
         while True:
             try:
-                return in_thread(lambda: self._trainer(group, name, channel).fit().return_value)
+                return in_thread(lambda: self._trainer(group, served, name, channel).fit().return_value)
             except ray.train.TrainingFailedError as error:
                 self._decide(channel, error)
 
-    def _trainer(self, group: GroupSetup, name: str, channel: ActorChannel) -> ray.train.torch.TorchTrainer:
+    def _serve(self, group: GroupSetup) -> ServedGroup:
+        """Start the parameter server, and the feeds that its workers get their samples from."""
+        experiment = self._prepared.experiment
+        # Threads: one for each worker that waits for an answer, and some to spare.
+        options = {"num_cpus": 0, "max_restarts": experiment.failure.servers, "max_task_retries": 0}
+        server = ray.remote(ServerActor).options(**options, max_concurrency=2 * experiment.strategy.max_workers + 4)
+        feeds = {}
+        for purpose in PURPOSES:
+            stream = served_stream(group, purpose, _position(group.setup))
+            feeds[purpose] = (
+                ray.remote(FeedActor).options(num_cpus=0, max_concurrency=16).remote(stream),
+                stream.layout(1),
+            )
+        # The log by its name: a handle would lie in the object store, from where a restart might not get it.
+        actor = server.remote(server_setup(group.setup), self._log_name, experiment.faults)
+        return ServedGroup(group, actor, feeds)
+
+    def _trainer(
+        self, group: GroupSetup, served: ServedGroup | None, name: str, channel: ActorChannel
+    ) -> DataParallelTrainer:
         plan, experiment = self._prepared.plan, self._prepared.experiment
         workers = experiment.strategy.workers
         failed = sum(failure["cause"] == "workers" for failure in channel.call("failures"))
         storage = f"{self._folder.path}/.ray" if self._folder.is_remote else str(self._folder.local / ".ray")
+        scaling_config = ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=plan.device == "cuda", resources_per_worker={"CPU": plan.cpus_per_worker}
+        )
+        run_config = ray.train.RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=ray.train.FailureConfig(
+                max_failures=max(0, experiment.failure.workers - failed),
+                controller_failure_limit=experiment.failure.setup,
+            ),
+            callbacks=[_ReportFailures(channel, served.server if served else None)],
+        )
+        if served is not None:
+            return DataParallelTrainer(
+                train_in_served_group,
+                train_loop_config=served,
+                backend_config=ReplicaGroups(),
+                scaling_config=scaling_config,
+                run_config=run_config,
+            )
         return ray.train.torch.TorchTrainer(
             train_in_group,
             train_loop_config=group,
             torch_config=ray.train.torch.TorchConfig(timeout_s=PROCESS_GROUP_TIMEOUT_S),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
-                use_gpu=plan.device == "cuda",
-                resources_per_worker={"CPU": plan.cpus_per_worker},
-            ),
-            run_config=ray.train.RunConfig(
-                name=name,
-                storage_path=storage,
-                failure_config=ray.train.FailureConfig(
-                    max_failures=max(0, experiment.failure.workers - failed),
-                    controller_failure_limit=experiment.failure.setup,
-                ),
-                callbacks=[_ReportFailures(channel)],
-            ),
+            scaling_config=scaling_config,
+            run_config=run_config,
             datasets={purpose: _StreamFactory(group, purpose) for purpose in ("train", "val")},
             dataset_config=OrderedSplit(),
         )
@@ -252,41 +301,6 @@ class _Run:
             raise RunGaveUp(why_it_gave_up(reason, failures), cause=cause, failures=len(failures)) from error
         time.sleep(decision.delay_s)
 
-    def _result(self, channel: Channel, outcome: Outcome | None, error: RunError | None) -> dict[str, Any]:
-        experiment = self._prepared.experiment
-        view = channel.call("view")
-        progress = outcome.progress if outcome else None
-        if progress is None:
-            state = CheckpointStore(self._folder.checkpoints, keep=1).newest_state()
-            progress = state["progress"] if state else None
-        task = TASKS[self._prepared.plan.target.kind]
-        val: Figures = dict.fromkeys((measure.name for measure in task.all_measures), None)
-        val |= progress["val"] if progress else {}
-        seconds = progress["seconds"] if progress else {}
-        total = sum(seconds.values())
-        return {
-            "status": "failed" if error else outcome.status if outcome else "failed",
-            "error": str(error) if error else None,
-            "best_by": task.best,
-            **prefixed("val_", val),
-            "val_loss": progress and progress["val_loss"],
-            f"best_val_{task.best}": progress and progress["best_val"],
-            "epochs": progress["position"]["epoch"] if progress else 0,
-            "steps": progress["steps"] if progress else 0,
-            "samples_seen": progress["samples"] if progress else 0,
-            "images_per_s": progress["samples"] / total if progress and total else 0.0,
-            "data_wait_share": data_wait_share(seconds) if progress else 0.0,
-            "restarts": view.restarts,
-            "unreadable_samples": view.quarantined,
-            "wall_s": self._wall_s_before + time.time() - self._started,
-            "workers": view.workers,
-            "seed": experiment.seed,
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
-            "seconds": seconds,
-            "evaluation_s": progress["evaluation_s"] if progress else 0.0,
-            "classes": list(self._prepared.train.listing.classes),
-        }
-
 
 @dataclass(frozen=True)
 class _StreamFactory:
@@ -296,18 +310,24 @@ class _StreamFactory:
     purpose: str
 
     def __call__(self) -> Stream:
-        state = CheckpointStore(self.group.setup.checkpoints, keep=1).newest_state()
-        start = Position(**state["progress"]["position"]) if state else Position(0, 0)
-        return self.group.stream(self.purpose, start)
+        return self.group.stream(self.purpose, _position(self.group.setup))
+
+
+def _position(setup: Setup) -> Position:
+    """Where the newest commit stands."""
+    state = CheckpointStore(setup.checkpoints, keep=1).newest_state()
+    return Position(**state["progress"]["position"]) if state else Position(0, 0)
 
 
 class _ReportFailures(ray.train.UserCallback):
-    """Runs in Ray Train's controller: tells the run log which workers failed and how."""
+    """Runs in Ray Train's controller: tells the run log, and a parameter server, which workers failed and how."""
 
-    def __init__(self, channel: ActorChannel) -> None:
-        self._channel = channel
+    def __init__(self, channel: ActorChannel, server: Any) -> None:
+        self._channel, self._server = channel, server
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         del run_context
         errors = "\n".join(f"rank {rank}: {error}" for rank, error in sorted(worker_exceptions.items()))
         self._channel.call("failure", "workers", errors, sorted(worker_exceptions))
+        for rank, error in sorted(worker_exceptions.items()) if self._server is not None else ():
+            self._server.left.remote(rank, str(error))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.mistake import show
+from orchestrator.config.strategy import BackupConfig, ServedConfig
 from orchestrator.errors import InputError
 from pipelines.layout import steps_per_chunk
 from pipelines.order import Epoch
@@ -96,9 +97,12 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
     val_epoch = Epoch(data.num_val, train.global_batch)
     use_gpu = resources.gpus > 0
     pool = _pipeline_pool(experiment, resources)
-    share = epoch.largest_share(workers)
+    share = epoch.largest_share(strategy.num_shares)
     sample_bytes = experiment.data.image_size**2 * experiment.data.channels
-    chunk_steps = steps_per_chunk(epoch, workers, sample_bytes)
+    if isinstance(strategy, ServedConfig):  # shares go to whoever is free, one after the other
+        chunk_steps = steps_per_chunk(Epoch(data.num_train, share), 1, sample_bytes)
+    else:
+        chunk_steps = steps_per_chunk(epoch, workers, sample_bytes)
     part = -(-share // train.accumulate)
     chunk_bytes = chunk_steps * share * sample_bytes
     prefetched = min(max(1, experiment.data.prefetch_mib * 2**20 // chunk_bytes), MAX_PREFETCHED)
@@ -174,7 +178,7 @@ def _floor_to_hundredth(value: float) -> float:
 
 def _copies_of_weights(experiment: Experiment) -> int:
     """Weights, gradients, the optimizer's state and the average."""
-    state = {"sgd": 1, "adamw": 2}[experiment.train.optimizer.name]
+    state = {"sgd": 1, "adagrad": 1, "adamw": 2}[experiment.train.optimizer.name]
     return 2 + state + (experiment.train.ema_decay > 0)
 
 
@@ -202,12 +206,14 @@ def _shown_workers(experiment: Experiment) -> str:
 
 
 def _refuse_uneven_batch(experiment: Experiment) -> None:
-    workers, batch = max(experiment.strategy.max_workers, 1), experiment.train.global_batch
-    if batch % workers:
-        below, above = batch // workers * workers, -(-batch // workers) * workers
+    strategy, batch = experiment.strategy, experiment.train.global_batch
+    shares, backup = strategy.num_shares, isinstance(strategy, BackupConfig)
+    if batch % shares:
+        below, above = batch // shares * shares, -(-batch // shares) * shares
         good = " or ".join(str(size) for size in (below, above) if size > 0)
+        less = " less strategy.backup, which is " if backup else "="
         raise InputError(
-            f"train.global_batch: got {batch}, must be divisible by strategy.workers={workers}. "
+            f"train.global_batch: got {batch}, must be divisible by strategy.workers{less}{shares}. "
             f"Set train.global_batch to {good}, or change strategy.workers."
         )
 

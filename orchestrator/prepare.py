@@ -61,6 +61,7 @@ class Prepared:
             experiment=self.experiment,
             plan=self.plan,
             checkpoints=folder.checkpoints,
+            snapshots=str(folder.snapshots),
             classes=self.train.listing.classes,
             train_epoch=Epoch(len(self.train.listing), batch),
             val_epoch=Epoch(len(self.val.listing), batch),

@@ -55,6 +55,11 @@ class RunFolder:
         return f"{self.path}/checkpoints"
 
     @property
+    def snapshots(self) -> Path:
+        """Where a parameter server keeps its snapshots while it runs: on this machine, or what it mounts."""
+        return self.local / ".server"
+
+    @property
     def has_run(self) -> bool:
         """Whether a run was started here before."""
         return (self.local / "experiment.yaml").exists()

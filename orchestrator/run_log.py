@@ -62,18 +62,19 @@ class RunLog:
         self._stop_signal: str | None = None
         self._step: dict[str, Any] | None = None
         self._epoch: dict[str, Any] | None = None
-        self._first_step = 0
+        self._first_step: int | None = None
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=KEPT_EVENTS)
         self._num_events = 0
         self._said: set[str] = set()
+        self._fired = {event["key"] for event in earlier if event["event"] == "fault"}
         self._quarantined = {_address(line): line for line in self._folder.read_lines("quarantine.jsonl")}
 
     def begin(self, epoch: int, step: int, workers: int) -> int:
         """Note that training begins or goes on here; returns the number of the attempt, from 1."""
         before, self._workers = self._workers, workers
         self._attempt += 1
-        self._first_step = step + 1
+        self._first_step = None
         self._recent.clear()
         if self._unanswered is not None:
             self._restarts += 1
@@ -95,6 +96,16 @@ class RunLog:
         on = "1 worker" if workers == 1 else f"{workers} workers"
         self.event("start", f"training on {on} from {where}", epoch=epoch, step=step, workers=workers)
         return self._attempt
+
+    def rejoin(self, rank: int) -> None:
+        """Note that a worker that was lost is back, while the others went on."""
+        if self._unanswered is not None:
+            self._restarts += 1
+            cause = self._unanswered["cause"]
+            count = sum(failure["cause"] == cause for failure in self._failures)
+            message = f"rank {rank} is back; the others went on"
+            self.event("restart", message, cause=cause, count=count, budget=self._budget.get(cause), rank=rank)
+            self._unanswered = None
 
     def place(self, worker: WorkerPlace) -> None:
         """Note where a worker runs, in place of what was noted for its rank before."""
@@ -128,6 +139,14 @@ class RunLog:
         if message not in self._said:
             self._said.add(message)
             self.event(name, message, **fields)
+
+    def fire(self, key: str, message: str, fields: dict[str, Any]) -> bool:
+        """Write down that a fault happens, unless it has in this run; returns whether it is to happen."""
+        if key in self._fired:
+            return False
+        self._fired.add(key)
+        self.event("fault", message, key=key, **fields)
+        return True
 
     def failure(self, cause: str, error: str, ranks: list[int]) -> None:
         """Note that the run failed; whether it goes on shows at the next `begin`."""
@@ -163,7 +182,7 @@ class RunLog:
 
     def view(self) -> View:
         """What there is to show now."""
-        # The first step of an attempt waits for the pipeline to start: it says nothing about the speed from then on.
+        # The first record of an attempt waits for the pipeline to start: it says nothing about the speed from then on.
         recent = [record for record in self._recent if record["step"] != self._first_step] or list(self._recent)
         seconds = sum(record["step_s"] for record in recent)
         waited = sum(record["seconds"]["data_wait"] for record in recent)
@@ -207,6 +226,7 @@ class RunLog:
     def _note(self, record: dict[str, Any]) -> None:
         if record["kind"] == "step":
             self._step = record
+            self._first_step = record["step"] if self._first_step is None else self._first_step
             self._recent.append(record)
         else:
             self._epoch = record

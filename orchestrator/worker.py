@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -24,13 +25,17 @@ from orchestrator.plan import Plan
 from orchestrator.process import settle
 from orchestrator.run_log import WorkerPlace
 from orchestrator.strategies.base import Strategy
+from orchestrator.strategies.local import Local
+from orchestrator.strategies.lock_step import LockStep
 from orchestrator.strategies.sync import OneWorker, Sync
 from orchestrator.training.checkpoint import Snapshot
 from orchestrator.training.checkpoint_store import CheckpointStore
-from orchestrator.training.learner import Learner
-from orchestrator.training.loop import Training, train
+from orchestrator.training.faults import Faults
+from orchestrator.training.learner import STRATEGY, Learner
+from orchestrator.training.loop import train
 from orchestrator.training.measures import prefixed
 from orchestrator.training.progress import Progress
+from orchestrator.training.training import Training
 from orchestrator.worker_log import WorkerLog
 from pipelines.device import ToDevice
 from pipelines.loader import Batch, batches_from_blocks, batches_from_threads, begun
@@ -39,8 +44,11 @@ from pipelines.produce import Recipe
 from pipelines.randomness import mix
 from pipelines.stages import Pool, Stream
 
-# name in the experiment -> strategy of a group with more than one worker
-STRATEGIES: dict[str, Callable[[], Strategy]] = {"sync": Sync}
+# strategy.name -> what makes a worker's, of the section `strategy` and the number of workers
+STRATEGIES: dict[str, Callable[[Any, int], Strategy]] = {
+    "sync": lambda _, workers: Sync() if workers > 1 else OneWorker(),
+    "local": lambda config, _: Local(config),
+}
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,13 @@ class Setup:
     """What a worker is told; small enough to send.
 
     `identity` says which run it is, for resuming. `kernel_tables`: what was measured on devices (`Table.to_json`).
+    `snapshots`: where a parameter server keeps what it goes on from when it is killed.
     """
 
     experiment: Experiment
     plan: Plan
     checkpoints: str
+    snapshots: str
     classes: tuple[str, ...]
     train_epoch: Epoch
     val_epoch: Epoch
@@ -99,7 +109,7 @@ def train_in_group(group: GroupSetup) -> Outcome:
     """Train as one worker of a Ray Train group."""
     setup = group.setup
     world_size = ray.train.get_context().get_world_size()
-    strategy = STRATEGIES[setup.experiment.strategy.name]() if world_size > 1 else OneWorker()
+    strategy = _strategy(setup.experiment, world_size)
     recipe = ray.get(group.train_recipe) if strategy.rank == 0 or setup.experiment.trace.samples else None
 
     def batches(purpose: str, start: Position) -> Iterator[Batch]:
@@ -132,7 +142,7 @@ def train_here(setup: Setup, channel: Channel, train_recipe: Recipe, val_recipe:
             ahead=setup.plan.prefetched,
         )
 
-    return train_with(setup, OneWorker(), channel, batches, train_recipe.sample_ids)
+    return train_with(setup, _strategy(setup.experiment, 1), channel, batches, train_recipe.sample_ids)
 
 
 def train_with(
@@ -151,7 +161,8 @@ def train_with(
     settle(setup.plan)
     device = _device(setup.plan)
     store = CheckpointStore(setup.checkpoints, keep=experiment.checkpoint.keep)
-    log = WorkerLog(channel, strategy.rank, sample_ids if experiment.trace.samples else None)
+    traced = experiment.trace.samples and isinstance(strategy, LockStep)  # a server traces what it uses
+    log = WorkerLog(channel, strategy.rank, sample_ids if traced else None, speaks=strategy.speaks)
     channel.call("place", _place(strategy.rank))
     newest = _newest(store, log)
     progress = Progress() if newest is None else Progress.from_json(newest.state["progress"])
@@ -162,8 +173,12 @@ def train_with(
         channel.call("event_once", "kernels", *_what_auto_chooses_by(setup, Device.of(device)))
     if newest is not None:
         learner.restore(newest)
-    if strategy.rank == 0:
+        strategy.load(newest.optimizer.get(STRATEGY, {}))
+    begins, back = strategy.join(learner, progress.to_json())
+    if begins:
         channel.call("begin", progress.position.epoch, progress.steps, strategy.world_size)
+    elif back:
+        channel.call("rejoin", strategy.rank)
     strategy.barrier()
     training = Training(
         experiment=experiment,
@@ -179,15 +194,21 @@ def train_with(
         log=log,
         identity=setup.identity,
         progress=progress,
+        faults=Faults(experiment.faults, seed=experiment.seed, rank=strategy.rank, fire=partial(channel.call, "fire")),
     )
     try:
         return Outcome(train(training), progress.to_json())
     except RunError as error:  # it would only repeat itself: ended here, so that Ray does not start the group anew
+        strategy.abandon(error.message)
         return Outcome("failed", progress.to_json(), error.message, error.details)
     finally:
         log.close()
         for iterator in (train_batches, val_batches):
             iterator.close()  # type: ignore[attr-defined]
+
+
+def _strategy(experiment: Experiment, num_workers: int) -> Strategy:
+    return STRATEGIES[experiment.strategy.name](experiment.strategy, num_workers)
 
 
 def build_learner(setup: Setup, device: torch.device) -> Learner:

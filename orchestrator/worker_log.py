@@ -16,13 +16,16 @@ DELIVERY_INTERVAL_S = 0.5
 
 
 class WorkerLog:
-    """The `Log` of the training loop. Records and events are delivered by rank 0, traces by every rank.
+    """The `Log` of the training loop. Records and events are delivered by who `speaks`, traces by every rank.
 
     `sample_ids` names the samples at positions of an epoch; None where nothing is traced.
     """
 
-    def __init__(self, channel: Channel, rank: int, sample_ids: Callable[[int, range], list[str]] | None) -> None:
+    def __init__(
+        self, channel: Channel, rank: int, sample_ids: Callable[[int, range], list[str]] | None, *, speaks: bool
+    ) -> None:
         self._channel = channel
+        self._speaks = speaks
         self._rank = rank
         self._sample_ids = sample_ids
         self._items: list[tuple[str, dict[str, Any]]] = []
@@ -31,15 +34,15 @@ class WorkerLog:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._deliver_often, name="worker-log", daemon=True)
-        if rank == 0:
+        if speaks:
             self._thread.start()
 
     def record(self, record: dict[str, Any]) -> None:
-        if self._rank == 0:
+        if self._speaks:
             self._items.append(("record", record))
 
     def event(self, name: str, message: str, **fields: Any) -> None:
-        if self._rank == 0:
+        if self._speaks:
             self._items.append(("event", {"name": name, "message": message} | fields))
             self.deliver()
 
@@ -55,19 +58,9 @@ class WorkerLog:
         return self._stop
 
     def trace(self, batch: Batch, step: int, rank: int) -> None:
-        if self._sample_ids is None:
-            return
-        assert batch.crc32 is not None, "a traced run has checksums"
-        count, rows = len(batch.positions), self._rows
-        rows["epoch"] += [batch.epoch] * count
-        rows["step"] += [step] * count
-        rows["rank"] += [rank] * count
-        rows["position"] += batch.positions
-        ids = self._sample_ids(batch.epoch, batch.positions)
-        for each in batch.replaced:
-            ids[batch.positions.index(each.position)] = each.by
-        rows["sample_id"] += ids
-        rows["pixels_crc32"] += batch.crc32.tolist()
+        if self._sample_ids is not None:
+            for name, values in trace_rows(batch, step, rank, self._sample_ids).items():
+                self._rows[name] += values
 
     def commit_trace(self, step: int) -> None:
         if self._sample_ids is not None:
@@ -83,13 +76,32 @@ class WorkerLog:
     def close(self) -> None:
         """Deliver the rest and end the thread."""
         self._closed.set()
-        if self._rank == 0:
+        if self._speaks:
             self._thread.join()
             self.deliver()
 
     def _deliver_often(self) -> None:
         while not self._closed.wait(DELIVERY_INTERVAL_S):
             self.deliver()
+
+
+def trace_rows(
+    batch: Batch, step: int, rank: int, sample_ids: Callable[[int, range], list[str]]
+) -> dict[str, list[Any]]:
+    """The columns of a trace for a batch. `sample_ids` names the samples at positions of an epoch."""
+    assert batch.crc32 is not None, "a traced run has checksums"
+    ids = sample_ids(batch.epoch, batch.positions)
+    for each in batch.replaced:
+        ids[batch.positions.index(each.position)] = each.by
+    count = len(batch.positions)
+    return {
+        "epoch": [batch.epoch] * count,
+        "step": [step] * count,
+        "rank": [rank] * count,
+        "position": list(batch.positions),
+        "sample_id": ids,
+        "pixels_crc32": batch.crc32.tolist(),
+    }
 
 
 def _no_rows() -> dict[str, list[Any]]:

@@ -27,6 +27,7 @@ preview.py     samples as training will see them, drawn
 augment/       changes of pixels, one idea a file
 produce.py     positions of an epoch -> pixels; what Ray's actors and local threads both run
 stages.py      the only list of Ray Data stages
+feed.py        chunks for whoever asks, where work is given to whoever is free
 loader.py      the worker's side: blocks or threads -> batches in the order of steps
 device.py      uint8 pixels -> what the network takes, on the device
 """

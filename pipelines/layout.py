@@ -56,6 +56,14 @@ class Layout:
         num_steps = min(self.steps_per_chunk, self.epoch.num_steps - first_step)
         return Chunk(epoch, first_step, num_steps, rank)
 
+    def chunk_of(self, epoch: int, step: int, rank: int) -> int:
+        """The number of the chunk that holds a rank's share of a step; below 0 if it lies before `start`."""
+        if epoch == self.start.epoch:
+            group = (step - self.start.step) // self.steps_per_chunk
+        else:
+            group = self._first_groups + (epoch - self.start.epoch - 1) * self._groups + step // self.steps_per_chunk
+        return group * self.world_size + rank
+
     def of_rank(self, rank: int) -> "range":
         """The indices of one rank's chunks, in the order of their steps."""
         return range(rank, self.num_chunks, self.world_size)

@@ -79,7 +79,7 @@ def batches_from_blocks(blocks: Iterable[dict[str, NDArray[Any]]], layout: Layou
         for row in range(len(block["address"])):
             arrays = {name: values[row] for name, values in block.items()}
             _check_address(arrays["address"], layout, next(numbers, None))
-            yield from _steps(arrays, layout)
+            yield from batches_of_chunk(arrays, layout)
     missing = next(numbers, None)
     if missing is not None:
         raise OutOfOrderError(f"the data pipeline ended before {layout.chunk(missing)} of {layout.num_chunks} chunks.")
@@ -130,7 +130,8 @@ def _check_address(address: NDArray[np.int64], layout: Layout, expected: int | N
         raise OutOfOrderError(f"the data pipeline delivered {got}, but next is {wanted or 'the end of the run'}.")
 
 
-def _steps(arrays: dict[str, Any], layout: Layout) -> Iterator[Batch]:
+def batches_of_chunk(arrays: dict[str, Any], layout: Layout) -> Iterator[Batch]:
+    """The batches of a chunk, step by step. `arrays`: of `pipelines.stages.ChunkMaker`."""
     chunk = Chunk(*(int(word) for word in arrays["address"]))
     replaced = [Replaced(*values) for values in json.loads(str(arrays["replaced"]))]
     for i in range(chunk.num_steps):

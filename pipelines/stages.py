@@ -23,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
-from ray.data.block import BlockMetadata
+from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.train import DataConfig
 
+from pipelines.feed import blocks_of
 from pipelines.layout import Layout, steps_per_chunk
 from pipelines.order import Epoch, Position
 from pipelines.produce import Recipe
@@ -107,6 +108,19 @@ class OrderedSplit(DataConfig):
     def configure(self, datasets: dict[str, Stream], world_size: int, *args: Any, **kwargs: Any) -> Any:
         built = {name: stream.dataset(world_size) for name, stream in datasets.items()}
         return super().configure(built, world_size, *args, **kwargs)
+
+
+def references(stream: Stream) -> Iterator[Any]:
+    """References to the stream's blocks, for one rank, in order, as fast as they are taken (`feed.py`)."""
+    dataset = stream.dataset(world_size=1)
+    dataset.context.execution_options.preserve_order = True
+    return blocks_of(dataset.iter_internal_ref_bundles())
+
+
+def arrays_of(block: Any) -> dict[str, np.ndarray]:
+    """The arrays of the only chunk of a block."""
+    arrays = BlockAccessor.for_block(block).to_numpy()
+    return {name: values[0] for name, values in arrays.items()}
 
 
 class _ChunkNumbers(Datasource):

@@ -1,6 +1,8 @@
 """From an experiment file to frozen models, or to everything that is wrong with it.
 
 experiment.py  the models; composes the configs of the other packages
+section.py     what all sections are made from
+strategy.py    the sections `strategy` and `faults`
 load.py        load_experiment, dump_experiment, ConfigError; the entry
 document.py    YAML text -> plain values with the line of each
 overrides.py   dotted.path=value from the command line, written over the file's

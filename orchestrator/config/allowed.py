@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.config.mistake import Path, either
 from orchestrator.config.schema import Schema
+from orchestrator.config.strategy import IMPLIED
 
 MISSING: Any = object()
 
@@ -57,7 +58,7 @@ class Allowed:
                 return self._step(self._step(place, named), part)  # our own validators name no kind
             if part not in kinds:
                 return Place((*place.path, part), _get(value, part), None)
-            shorthand = named is MISSING
+            shorthand = named is MISSING and part != IMPLIED
             path, value = ((*place.path, part), _get(value, part)) if shorthand else (place.path, value)
             return Place(path, value, {**kinds[part], "kind": part, "kinds": kinds})
         if members := allowed.get("anyOf", allowed.get("oneOf")):

@@ -7,26 +7,18 @@ their default here and nowhere else. A field's `title`, where it has one, is wha
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    JsonValue,
-    Strict,
-    Tag,
-    field_validator,
-    model_validator,
+from pydantic import BeforeValidator, Field, JsonValue, Strict, model_validator
+
+from orchestrator.config.section import Section
+from orchestrator.config.strategy import (
+    AsyncConfig,
+    BackupConfig,
+    FaultsConfig,
+    StaleConfig,
+    StrategyConfig,
+    SyncConfig,
 )
-
 from pipelines.config import PipelineConfig
-
-
-class Section(BaseModel):
-    """A section of an experiment: unknown keys are mistakes, and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class RunConfig(Section):
@@ -71,7 +63,7 @@ class ModelConfig(Section):
     """
 
     name: str
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = {}  # noqa: RUF012  # pydantic copies it
     rewrite: RewriteConfig = RewriteConfig()
 
 
@@ -104,7 +96,16 @@ class AdamWConfig(Section):
     weight_decay: float = Field(default=0.01, ge=0.0)
 
 
-OptimizerConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
+class AdaGradConfig(Section):
+    """AdaGrad (Duchi et al. 2011), as DistBelief's server has it. `weight_decay` is not applied to norms and biases."""
+
+    name: Literal["adagrad"] = "adagrad"
+    lr: float = Field(gt=0.0)
+    eps: float = Field(default=1e-10, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+
+
+OptimizerConfig = Annotated[SgdConfig | AdamWConfig | AdaGradConfig, Field(discriminator="name")]
 
 
 class CosineConfig(Section):
@@ -205,44 +206,6 @@ def _kernels_shorthand(value: Any) -> Any:
 
 Kernels = Annotated[dict[str, str], BeforeValidator(_kernels_shorthand, json_schema_input_type=str | dict[str, str])]
 
-# A number, or [min, max]. The tags keep pydantic from reporting a mistake once for each member of the union.
-Workers = Annotated[
-    Annotated[int, Field(ge=0), Tag("number")]
-    | Annotated[
-        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
-        Strict(False),
-        Field(title="[min, max]"),
-        Tag("range"),
-    ],
-    Discriminator(lambda value: "range" if isinstance(value, list | tuple) else "number"),
-]
-
-
-class SyncConfig(Section):
-    """Synchronous data parallelism: every step is the step of the whole global batch.
-
-    `workers`: processes to train in, one a GPU where there are GPUs. 0 trains in the calling process, without
-        Ray. [min, max] lets the run shrink and grow with the cluster between checkpoints.
-    """
-
-    name: Literal["sync"] = "sync"
-    workers: Workers = 1
-
-    @field_validator("workers")
-    @classmethod
-    def _check_workers(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
-        if isinstance(value, tuple) and value[0] > value[1]:
-            raise ValueError(f"got {list(value)}, the first must be <= the second: [min, max].")
-        return value
-
-    @property
-    def max_workers(self) -> int:
-        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
-
-    @property
-    def min_workers(self) -> int:
-        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
-
 
 class CheckpointConfig(Section):
     """When to commit the state of a run, and what to keep.
@@ -259,11 +222,12 @@ class CheckpointConfig(Section):
 class FailureConfig(Section):
     """How often a run may start again, a budget for each cause.
 
-    `workers`: a worker died or raised. `setup`: the process group or the worker group could not be set up.
-    Preempted nodes cost nothing.
+    `workers`: a worker died or raised. `servers`: a part of the parameter server died. `setup`: the process group or
+    the worker group could not be set up. Preempted nodes cost nothing.
     """
 
     workers: int = Field(default=3, ge=0)
+    servers: int = Field(default=3, ge=0)
     setup: int = Field(default=3, ge=0)
 
 
@@ -290,8 +254,33 @@ class Experiment(Section):
     model: ModelConfig
     train: TrainConfig
     precision: Precision = PrecisionConfig()
-    kernels: Kernels = {"default": "vendor"}
-    strategy: SyncConfig = SyncConfig()
+    kernels: Kernels = {"default": "vendor"}  # noqa: RUF012  # pydantic copies it
+    strategy: StrategyConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     failure: FailureConfig = FailureConfig()
     trace: TraceConfig = TraceConfig()
+    faults: FaultsConfig = FaultsConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Experiment":
+        strategy, optimizer = self.strategy, self.train.optimizer
+        if isinstance(strategy, AsyncConfig) and strategy.compensate and optimizer.name != "sgd":
+            raise ValueError(
+                f"strategy.compensate: got {strategy.compensate:g} with train.optimizer.name={optimizer.name}, must be "
+                "0 with all but sgd, whose step the term belongs to. Set it to 0, or train with sgd."
+            )
+        served = isinstance(strategy, BackupConfig | StaleConfig | AsyncConfig)
+        for number, kill in enumerate(self.faults.kill):
+            if kill.shard is not None and not served:
+                raise ValueError(
+                    f"faults.kill.{number}.shard: got {kill.shard} with strategy.name={strategy.name}, which has no "
+                    "parameter server. Kill a rank, or choose backup, stale or async."
+                )
+        for kind in ("slow", "kill"):
+            for number, fault in enumerate(getattr(self.faults, kind)):
+                if fault.rank is not None and fault.rank >= max(strategy.max_workers, 1):
+                    raise ValueError(
+                        f"faults.{kind}.{number}.rank: got {fault.rank}, must be less than "
+                        f"strategy.workers={strategy.max_workers}. Ranks count from 0."
+                    )
+        return self

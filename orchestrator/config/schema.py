@@ -2,7 +2,7 @@
 
 It is what pydantic derives from the models, with three changes: a field's line in the docstring of its class
 becomes its description, generated titles are left out, and where a section's `name` chooses its kind, the
-name is required, as it is when a file is loaded.
+name is required, as it is when a file is loaded, but for the strategy's.
 """
 
 import re
@@ -12,6 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from orchestrator.config.experiment import Experiment
+from orchestrator.config.strategy import IMPLIED
 
 Schema = dict[str, Any]
 
@@ -55,5 +56,8 @@ class _Generator(GenerateJsonSchema):
         union = super().tagged_union_schema(schema)
         if "discriminator" in union:
             tag = union["discriminator"]["propertyName"]
-            union["oneOf"] = [{**member, "required": [tag]} for member in union["oneOf"]]
+            implied = union["discriminator"]["mapping"].get(IMPLIED)
+            union["oneOf"] = [
+                member if member["$ref"] == implied else {**member, "required": [tag]} for member in union["oneOf"]
+            ]
         return union

@@ -8,33 +8,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-
-class OneWorker:
-    """A single worker has nothing to exchange."""
-
-    rank = 0
-    world_size = 1
-    phase_after_backward = "backward"
-
-    def wrap(self, model: nn.Module, gradients_ready: Callable[[], None]) -> nn.Module:
-        del gradients_ready
-        return model
-
-    def part(self, last: bool) -> AbstractContextManager[object]:
-        del last
-        return nullcontext()
-
-    def sum(self, values: Tensor) -> Callable[[], Tensor]:
-        return lambda: values
-
-    def share_buffers(self, model: nn.Module) -> None:
-        del model
-
-    def barrier(self) -> None:
-        pass
+from orchestrator.strategies.lock_step import LockStep
 
 
-class Sync:
+class OneWorker(LockStep):
+    """A single worker."""
+
+
+class Sync(LockStep):
     """All-reduce by DistributedDataParallel over the process group that Ray Train has set up.
 
     Gradients are added, not averaged: each worker's loss is divided by the size of the global step already,
@@ -49,7 +30,7 @@ class Sync:
         self.world_size = dist.get_world_size()
         self._parallel: DistributedDataParallel | None = None
 
-    def wrap(self, model: nn.Module, gradients_ready: Callable[[], None]) -> nn.Module:
+    def wrap(self, model: nn.Module, lap: Callable[[str], None]) -> nn.Module:
         device = next(model.parameters()).device
         # Buffers are shared before evaluation and commits; in training each worker keeps its own batch statistics.
         parallel = DistributedDataParallel(
@@ -61,7 +42,7 @@ class Sync:
 
         def add_up(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]  # DDP checks this
             if bucket.is_last():
-                gradients_ready()
+                lap("backward")
             work = dist.all_reduce(bucket.buffer(), async_op=True)
             return work.get_future().then(lambda done: done.value()[0])
 

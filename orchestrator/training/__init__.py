@@ -1,6 +1,9 @@
 """The training loop and its parts: plain torch, no Ray, the same in a test and on a cluster.
 
 loop.py                 the loop; read this first
+training.py             what one worker trains with, and where it says what happens
+breakdown.py            what ends a run though no machine failed: NaN, unreadable samples
+faults.py               what goes wrong on purpose: workers that wait or are killed
 learner.py              the model and all that changes with it, to save and restore as one
 optim.py                the optimizer of an experiment
 schedule.py             the learning rate of a step; pure

@@ -37,10 +37,7 @@ def evaluate(
     model.eval()
     with learner.average.applied_to(model) if learner.average else nullcontext(), torch.inference_mode():
         strategy.share_buffers(model)
-        for _ in range(epoch.num_steps):
-            batch = next(batches)
-            if len(batch.positions) == 0:
-                continue
+        for batch in strategy.evaluation_batches(batches, epoch):
             images, targets = to_device(batch, training=False)
             with learner.precision.autocast():
                 outputs = model(images)
@@ -50,11 +47,14 @@ def evaluate(
             if everything is not None:
                 everything.add(batch.positions, outputs, targets.labels)
     model.train()
-    loss, samples, *counts = strategy.sum(totals)().tolist()
+    parts = [totals] if everything is None else [totals, *everything.parts]
+    together = strategy.sum(torch.cat([part.double().flatten() for part in parts]))()
+    sums = torch.split(together, [part.numel() for part in parts])
+    loss, samples, *counts = sums[0].tolist()
     assert int(samples) == epoch.num_samples, f"evaluated {samples} of {epoch.num_samples} samples"
     figures = task.figures(counts, int(samples))
     if everything is not None:
-        outputs, labels = everything.of_all(strategy)
+        outputs, labels = everything.of_all(sums[1], sums[2])
         figures = {name: figure(outputs, labels) for name, figure in task.over_all.items()} | figures
     return Evaluation(loss / samples, int(samples), figures)
 
@@ -71,5 +71,11 @@ class _Everything:
         self._outputs[positions.start : positions.stop] = outputs.float()
         self._labels[positions.start : positions.stop] = labels
 
-    def of_all(self, strategy: Strategy) -> tuple[Tensor, Tensor]:
-        return strategy.sum(self._outputs)(), strategy.sum(self._labels)()
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """What is to be added up over all workers."""
+        return self._outputs, self._labels
+
+    def of_all(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums in the form of the parts."""
+        return outputs.view_as(self._outputs).to(self._outputs), labels.view_as(self._labels).to(self._labels)

@@ -15,6 +15,9 @@ from orchestrator.training.regularize import WeightAverage
 from orchestrator.training.tasks import TASKS
 from pipelines.targets import Target
 
+STRATEGY = "strategy"
+"""What the optimizer's part of a snapshot holds of the strategy, beside the optimizer's own."""
+
 
 class Learner:
     """A model on its device with optimizer, precision and, if asked for, the average of its weights.
@@ -35,12 +38,17 @@ class Learner:
         decay = experiment.train.ema_decay
         self.average = WeightAverage(self.model, decay) if decay > 0 else None
 
-    def snapshot(self, progress: Progress, identity: dict[str, Any]) -> Snapshot:
-        """Everything that the run needs to go on from here. `identity` says which run it is."""
+    def average_weights(self) -> None:
+        """Take the weights after a step into their average, if there is one."""
+        if self.average is not None:
+            self.average.update(self.model)
+
+    def snapshot(self, progress: Progress, identity: dict[str, Any], strategy: dict[str, Any]) -> Snapshot:
+        """Everything that the run needs to go on from here. `identity`: which run it is."""
         return Snapshot(
             step=progress.steps,
             model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=self.optimizer.state_dict() | ({STRATEGY: strategy} if strategy else {}),
             ema=self.average.state() if self.average else None,
             state={"progress": progress.to_json(), "precision": self.precision.state(), "identity": identity},
         )
@@ -48,7 +56,7 @@ class Learner:
     def restore(self, snapshot: Snapshot) -> None:
         """Become what a snapshot says; bit for bit."""
         self.model.load_state_dict(snapshot.model)
-        self.optimizer.load_state_dict(snapshot.optimizer)
+        self.optimizer.load_state_dict({key: part for key, part in snapshot.optimizer.items() if key != STRATEGY})
         self.precision.load(snapshot.state["precision"])
         if self.average is not None and snapshot.ema is not None:
             self.average.load(snapshot.ema)

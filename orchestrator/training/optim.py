@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from orchestrator.config.experiment import AdamWConfig, SgdConfig
+from orchestrator.config.experiment import AdaGradConfig, AdamWConfig, OptimizerConfig, SgdConfig
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -20,7 +20,7 @@ NORMS = (
 )
 
 
-def build_optimizer(model: nn.Module, config: SgdConfig | AdamWConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Make an optimizer over the trained parameters of `model`: a group with weight decay, and one without.
 
     Without are all parameters of norm layers and those with one dimension, as every bias has. Within a group
@@ -35,6 +35,9 @@ def build_optimizer(model: nn.Module, config: SgdConfig | AdamWConfig) -> torch.
     # updated wrongly and silently (torch 2.14.1, x86 with AVX-512, November 2026).
     if isinstance(config, SgdConfig):
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, foreach=True)
+    if isinstance(config, AdaGradConfig):
+        return torch.optim.Adagrad(groups, lr=config.lr, eps=config.eps, foreach=True)
+    assert isinstance(config, AdamWConfig)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, foreach=True)
 
 

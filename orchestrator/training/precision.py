@@ -7,6 +7,7 @@ loss is multiplied by a scale that grows while all gradients stay finite and shr
 no scale.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -54,8 +55,18 @@ class Precision:
         if clip_grad_norm > 0.0:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm, foreach=True)
+        return self._note(lambda: self._scaler.step(optimizer))
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Undo the scale, for an update that takes place elsewhere; returns whether it may, as `step` does."""
+        if not self._scaler.is_enabled():
+            return True
+        self._scaler.unscale_(optimizer)
+        return self._note(lambda: None)
+
+    def _note(self, update: Callable[[], object]) -> bool:
         scale = self._scaler.get_scale()
-        self._scaler.step(optimizer)
+        update()
         self._scaler.update()
         updated = self._scaler.get_scale() >= scale
         self.skipped_in_a_row = 0 if updated else self.skipped_in_a_row + 1

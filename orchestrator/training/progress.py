@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from orchestrator.strategies.base import Books
 from orchestrator.training.accounting import Seconds, no_seconds
 from orchestrator.training.measures import Figures
 from pipelines.order import Position
@@ -33,7 +34,8 @@ class Progress:
     `position`: the next step to take. `steps`: optimizer steps taken. `samples`: samples consumed.
     `epoch_sums`, `epoch_seconds`, `epoch_replaced` (samples that could not be read): of the running epoch so far.
     `seconds`: of all steps so far. `val`, `best_val`: the figures of the newest evaluation by name, the best so far of
-    the one that decides.
+    the one that decides. `updates`: of the weights, None if as many as steps; `updates_lost`: of those, how many were
+    lost and made again; `staleness`: how many updates old the weights of a gradient were -> how often.
     """
 
     position: Position = field(default_factory=lambda: Position(0, 0))
@@ -47,6 +49,9 @@ class Progress:
     val_loss: float | None = None
     val: Figures = field(default_factory=dict)
     best_val: float | None = None
+    updates: int | None = None
+    updates_lost: int = 0
+    staleness: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,6 +67,16 @@ class Progress:
         for phase, value in seconds.items():
             self.epoch_seconds[phase] += value
             self.seconds[phase] += value
+
+    def take(self, books: Books) -> None:
+        """Become what a server noted: the progress of its newest commit, and the steps since then."""
+        self.__dict__.update(Progress.from_json(books.progress).__dict__)
+        self.position, self.steps = books.position, books.steps
+        self.samples += books.samples
+        self.epoch_sums.add(books.loss, books.samples, books.counts)
+        self.epoch_replaced += books.replaced
+        self.add_seconds(books.seconds)
+        self.updates, self.updates_lost, self.staleness = books.updates, books.updates_lost, books.staleness
 
     def begin_epoch(self) -> None:
         self.epoch_sums = Sums()

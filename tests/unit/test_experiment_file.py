@@ -95,7 +95,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "of two other sections": (
         "seed: 3", "workers: 3", ["2: workers: unknown; did you mean strategy.workers or failure.workers?"]
     ),
-    "near to nothing": ("workers: 2", "zzz: 2", ["21: strategy.zzz: unknown, must be name or workers."]),
+    "near to nothing": ("workers: 2", "zzz: 2", ["21: strategy.zzz: unknown, must be workers."]),
     "dots in a file": (
         "seed: 3", "train.epochs: 3",
         ["2: train.epochs: unknown in one word; write train: {epochs: ...} with a level for each name."],
@@ -115,12 +115,14 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         ["20: trace: got nothing, must be a section with samples. Leave it out for the default."],
     ),
     "unknown optimizer": (
-        "name: sgd", "name: sdg", ['17: train.optimizer.name: got "sdg", must be sgd or adamw; did you mean sgd?']
+        "name: sgd",
+        "name: sdg",
+        ['17: train.optimizer.name: got "sdg", must be sgd, adamw or adagrad; did you mean sgd?'],
     ),
-    "unnamed optimizer": ("    name: sgd\n", "", ["16: train.optimizer.name: missing; must be sgd or adamw."]),
+    "unnamed optimizer": ("    name: sgd\n", "", ["16: train.optimizer.name: missing; must be sgd, adamw or adagrad."]),
     "optimizer without its section": (
         "optimizer:\n    name: sgd\n    lr: 0.1", "optimizer: sgd",
-        ['16: train.optimizer: got "sgd", must be a section with a name, sgd or adamw, and its settings.'],
+        ['16: train.optimizer: got "sgd", must be a section with a name, sgd, adamw or adagrad, and its settings.'],
     ),
     "short list": (
         "name: sgd\n    lr: 0.1", "{name: adamw, lr: 1, betas: [0.9]}",

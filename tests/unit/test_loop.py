@@ -12,9 +12,11 @@ from torch import nn
 from orchestrator.config.load import load_experiment
 from orchestrator.errors import NonFiniteGradients, NonFiniteLoss
 from orchestrator.strategies.sync import OneWorker
+from orchestrator.training.breakdown import MAX_SKIPPED_STEPS
 from orchestrator.training.checkpoint_store import CheckpointStore
 from orchestrator.training.learner import Learner
-from orchestrator.training.loop import MAX_SKIPPED_STEPS, Training, train
+from orchestrator.training.loop import train
+from orchestrator.training.training import Training
 from pipelines.device import ToDevice
 from pipelines.loader import Batch
 from pipelines.order import Epoch

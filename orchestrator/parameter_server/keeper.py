@@ -1,0 +1,36 @@
+"""The snapshots of one shard while it works: written in a thread of their own, the newest kept."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from orchestrator.parameter_server.shard import Shard
+from orchestrator.parameter_server.snapshots import Snapshot, prune, read, save, snapshots
+
+KEPT = 2
+
+
+class Keeper:
+    """Of shard `index` of `count`, in `folder`."""
+
+    def __init__(self, folder: Path, index: int, count: int) -> None:
+        self._folder, self._index, self._count = folder, index, count
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._saving: Future[None] | None = None
+
+    def save(self, shard: Shard, extra: dict[str, Any]) -> None:
+        """Copy the shard now, under the caller's lock, and write it later; left out while the last one is written."""
+        if self._saving is None or self._saving.done():
+            self._saving = self._thread.submit(self._write, shard.copy_for_saving(extra))
+
+    def newest(self) -> Snapshot | None:
+        """The newest whole snapshot, if there is one; what is later, of a course that was given up, is deleted."""
+        versions = snapshots(self._folder, self._index, self._count)
+        if not versions:
+            return None
+        prune(self._folder, self._index, self._count, keep=KEPT, newest=versions[-1])
+        return read(self._folder, self._index, self._count, versions[-1])
+
+    def _write(self, snapshot: Snapshot) -> None:
+        save(self._folder, snapshot)
+        prune(self._folder, self._index, self._count, keep=KEPT, newest=snapshot.state["version"])

@@ -3,8 +3,11 @@
 from collections import Counter
 
 from kernels.passes import AUTO, VENDOR
-from orchestrator.config.experiment import Experiment
-from orchestrator.plan import ModelSize, Plan, Resources
+from orchestrator.config.experiment import AdaGradConfig, AdamWConfig, Experiment, OptimizerConfig, SgdConfig
+from orchestrator.config.strategy import AsyncConfig, BackupConfig, ServedConfig, StaleConfig
+from orchestrator.parameter_server.keeper import KEPT
+from orchestrator.plan import BYTES_PER_WEIGHT, ModelSize, Plan, Resources
+from orchestrator.report.strategy import in_short
 from orchestrator.training.tasks import TASKS
 from orchestrator.tuning import check_kernels, chosen_by, measured
 from pipelines.augment.program import compile_program
@@ -12,13 +15,12 @@ from pipelines.augment.program import compile_program
 
 def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources: Resources) -> str:
     """What would run where, in lines of `name: value`; the warnings last."""
-    where = "in this process, without Ray" if not plan.uses_ray else f"{_workers(plan)}, all-reduce"
     kind = "GPU" if plan.device == "cuda" else "CPU"
     plural = "" if resources.nodes == 1 else "s"
     lines = {
         "resources": f"{resources.cpus} CPUs, {resources.gpus} GPUs, {resources.nodes} node{plural}",
-        "training": f"{where}; on {kind}, {plan.threads_per_worker} threads each",
-        "global batch": f"{experiment.train.global_batch}: {plan.share} samples a worker and step",
+        "training": f"{_training(experiment, plan)}; on {kind}, {plan.threads_per_worker} threads each",
+        "global batch": f"{experiment.train.global_batch}: {_shares(experiment, plan)}",
         "steps": f"{plan.steps_per_epoch} an epoch, {plan.total_steps} in all; evaluation {plan.val_steps}",
         "pipeline": _pipeline(plan),
         "a sample": "; ".join(compile_program(experiment.data.augment).describe()),
@@ -28,6 +30,7 @@ def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources
             f"{_mib(plan.weights_bytes)} weights, gradients and state + {_mib(plan.activations_bytes)} activations "
             f"+ {_mib(plan.prefetch_bytes)} prefetched (estimate)"
         ),
+        **_server(experiment, model),
         "kernels": _kernels(experiment, plan),
         "run folder": experiment.run.path,
     }
@@ -45,6 +48,62 @@ def _kernels(experiment: Experiment, plan: Plan) -> str:
         return chosen
     tables = "; ".join(measured()) or "nothing yet, see convoy tune"
     return f"{chosen}; their passes here: {chosen_by(experiment, plan)}; measured: {tables}"
+
+
+def _training(experiment: Experiment, plan: Plan) -> str:
+    who = _workers(plan) if plan.uses_ray else "in this process, without Ray"
+    agree = in_short(experiment.strategy, plan.server_shards or None)
+    return f"{who}, {agree}" if agree else who
+
+
+def _shares(experiment: Experiment, plan: Plan) -> str:
+    strategy = experiment.strategy
+    if not isinstance(strategy, ServedConfig) or not plan.uses_ray:
+        return f"{plan.share} samples a worker and step"
+    shares = f"{strategy.num_shares} share{'s' if strategy.num_shares > 1 else ''} of {plan.share} samples"
+    spare = f", {strategy.backup} of {plan.workers} workers to spare" if isinstance(strategy, BackupConfig) else ""
+    return f"{shares}, handed to whoever is free{spare}"
+
+
+def _server(experiment: Experiment, model: ModelSize) -> dict[str, str]:
+    """What a parameter server takes, all its shards together."""
+    strategy = experiment.strategy
+    if not isinstance(strategy, ServedConfig):
+        return {}
+    weights = BYTES_PER_WEIGHT * model.num_parameters
+    averaged = experiment.train.ema_decay > 0
+    trained = weights * (1 + _states(experiment.train.optimizer) + averaged)
+    what = "weights, state and average" if averaged else "weights and state"
+    return {
+        "memory of server": (
+            f"{_mib(trained)} {what} + {_mib(trained)} copied for a snapshot "
+            f"+ {_mib(weights * _under_way(strategy))} gradients and weights under way (estimate); "
+            f"{KEPT} snapshots on disk, {_mib(KEPT * trained)}"
+        )
+    }
+
+
+def _states(optimizer: OptimizerConfig) -> int:
+    """Numbers that an optimizer remembers of a weight."""
+    match optimizer:
+        case SgdConfig():
+            return int(optimizer.momentum > 0)
+        case AdaGradConfig():
+            return 1
+        case AdamWConfig():
+            return 2
+
+
+def _under_way(strategy: ServedConfig) -> int:
+    """Vectors of the size of the weights: each worker's gradient and weights, and what waits in the server."""
+    workers = max(strategy.workers, 1)
+    match strategy:
+        case BackupConfig():
+            return 2 * workers + strategy.num_shares
+        case StaleConfig():
+            return 2 * workers + strategy.num_shares * (1 + strategy.staleness)
+        case AsyncConfig():
+            return (4 if strategy.compensate else 2) * workers
 
 
 def _workers(plan: Plan) -> str:

@@ -38,6 +38,7 @@ from orchestrator.run_log import RunLog
 from orchestrator.served import (
     PURPOSES,
     FeedActor,
+    FollowerActor,
     ServedGroup,
     ServerActor,
     served_stream,
@@ -192,6 +193,7 @@ class _Run:
         )
         channel.call("finish_trace")
         self._folder.write("result.json", json.dumps(result, indent=2) + "\n")
+        shutil.rmtree(self._folder.snapshots, ignore_errors=True)  # a command goes on from commits
         channel.call("event", "finish", f"the run {result['status']}")
         write_report(self._folder.local)
         self._folder.upload()
@@ -249,8 +251,13 @@ class _Run:
                 stream.layout(1),
             )
         # The log by its name: a handle would lie in the object store, from where a restart might not get it.
-        actor = server.remote(server_setup(group.setup), self._log_name, experiment.faults)
-        return ServedGroup(group, actor, feeds)
+        told = server_setup(group.setup)
+        first = server.remote(told, self._log_name, experiment.faults)
+        follower = ray.remote(FollowerActor).options(**options, max_concurrency=experiment.strategy.max_workers + 2)
+        others = [
+            follower.remote(told, index, self._log_name, experiment.faults) for index in range(1, told.num_shards)
+        ]
+        return ServedGroup(group, (first, *others), feeds)
 
     def _trainer(
         self, group: GroupSetup, served: ServedGroup | None, name: str, channel: ActorChannel
@@ -269,7 +276,7 @@ class _Run:
                 max_failures=max(0, experiment.failure.workers - failed),
                 controller_failure_limit=experiment.failure.setup,
             ),
-            callbacks=[_ReportFailures(channel, served.server if served else None)],
+            callbacks=[_ReportFailures(channel, served.shards[0] if served else None)],
         )
         if served is not None:
             return DataParallelTrainer(

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console, Group
@@ -42,10 +43,11 @@ def watching(channel: Channel, plan: Plan, experiment: Experiment) -> Iterator[N
 def _show_table(console: Console, channel: Channel, plan: Plan, experiment: Experiment, ended: threading.Event) -> None:
     started = time.time()
     shown = 0
+    before: View | None = None
     with Live(console=console, refresh_per_second=4, transient=False) as live:
         while True:
             last = ended.is_set()
-            view: View = channel.call("view")
+            view = before = in_order(channel.call("view"), before)
             for event in _new_events(view, shown):
                 if event["event"] not in QUIET_EVENTS:
                     live.console.print(Text(f"{event['event']}: {event['message']}", style="yellow"))
@@ -76,9 +78,10 @@ def _print_lines(
     console: Console, channel: Channel, plan: Plan, experiment: Experiment, ended: threading.Event
 ) -> None:
     shown, epoch, printed_step, printed_at = 0, None, 0, time.time()
+    before: View | None = None
     while True:
         last = ended.is_set()
-        view: View = channel.call("view")
+        view = before = in_order(channel.call("view"), before)
         for event in _new_events(view, shown):
             if event["event"] != "commit":
                 console.print(f"{event['event']}: {event['message']}", soft_wrap=True, highlight=False, markup=False)
@@ -91,6 +94,22 @@ def _print_lines(
         if last:
             return
         ended.wait(REFRESH_S)
+
+
+def in_order(view: View, before: View | None) -> View:
+    """The view at the furthest step that it or the one before it knows of, unless training went back since.
+
+    The workers of a parameter server each deliver what they noted, now and then: the newest record may be of an older
+    step than the last one, or than the end of the epoch.
+    """
+    if before is None or view.step is None or view.attempt != before.attempt:
+        return view
+    steps = [view.step]
+    if before.step is not None and all(event["event"] != "server" for event in _new_events(view, before.num_events)):
+        steps.append(before.step)
+    if view.epoch is not None and view.epoch != before.epoch:
+        steps.append(view.step | {"epoch": view.epoch["epoch"], "step": view.epoch["step"]})
+    return replace(view, step=max(steps, key=lambda step: int(step["step"])))
 
 
 def row(view: View, plan: Plan, experiment: Experiment) -> dict[str, str]:

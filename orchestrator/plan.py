@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.mistake import show
-from orchestrator.config.strategy import BackupConfig, ServedConfig
+from orchestrator.config.strategy import BackupConfig, LocalConfig, ServedConfig
 from orchestrator.errors import InputError
+from orchestrator.parameter_server.partition import shards_for
 from pipelines.layout import steps_per_chunk
 from pipelines.order import Epoch
 from pipelines.targets import Target
@@ -51,7 +52,8 @@ class DataSize:
 class Plan:
     """Who does what, to learn which target. Sizes in bytes, CPUs as Ray counts them (fractions are allowed).
 
-    `train_actors`: at least and at most how many make the training samples.
+    `train_actors`: at least and at most how many make the training samples. `server_shards`: parts of the parameter
+    server; 0 without one.
     """
 
     target: Target
@@ -67,6 +69,7 @@ class Plan:
     train_actors: tuple[int, int]
     val_actors: int
     cpus_per_actor: float
+    server_shards: int
     steps_per_chunk: int
     weights_bytes: int
     activations_bytes: int
@@ -120,6 +123,7 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
         train_actors=pool.train_actors,
         val_actors=pool.val_actors,
         cpus_per_actor=pool.cpus_per_actor,
+        server_shards=_server_shards(experiment, model),
         steps_per_chunk=chunk_steps,
         weights_bytes=model.num_parameters * BYTES_PER_WEIGHT * _copies_of_weights(experiment),
         activations_bytes=model.activations_per_sample * part * _bytes_per_activation(experiment),
@@ -172,14 +176,33 @@ def _pipeline_pool(experiment: Experiment, resources: Resources) -> _Pool:
     )
 
 
+def _server_shards(experiment: Experiment, model: ModelSize) -> int:
+    """Raises: InputError if gradients are to be clipped, whose norm no shard of several sees."""
+    strategy, clip = experiment.strategy, experiment.train.clip_grad_norm
+    if not isinstance(strategy, ServedConfig):
+        return 0
+    wanted = shards_for(BYTES_PER_WEIGHT * model.num_parameters) if strategy.shards == "auto" else strategy.shards
+    shards = wanted if strategy.workers > 0 else 1
+    if shards > 1 and clip > 0:
+        raise InputError(
+            f"train.clip_grad_norm: got {clip:g} with {shards} shards of the parameter server, must be 0, because none "
+            "of them sees the norm of a whole gradient. Set strategy.shards to 1, or do not clip."
+        )
+    return shards
+
+
 def _floor_to_hundredth(value: float) -> float:
     return int(value * 100) / 100
 
 
 def _copies_of_weights(experiment: Experiment) -> int:
-    """Weights, gradients, the optimizer's state and the average."""
+    """Weights, gradients, the optimizer's state and the average; what local SGD averages, and goes on from."""
     state = {"sgd": 1, "adagrad": 1, "adamw": 2}[experiment.train.optimizer.name]
-    return 2 + state + (experiment.train.ema_decay > 0)
+    copies = 2 + state + (experiment.train.ema_decay > 0)
+    if isinstance(experiment.strategy, LocalConfig):
+        outer = experiment.strategy.outer
+        copies += copies - 1 + 2 * ((outer.lr, outer.momentum) != (1.0, 0.0))
+    return copies
 
 
 def _bytes_per_activation(experiment: Experiment) -> int:

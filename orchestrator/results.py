@@ -58,7 +58,14 @@ def result_of(
 def _figures_of(progress: dict[str, Any] | None) -> dict[str, Any]:
     """Samples and updates. Where no server counts them, every step is an update, of gradients that are not stale."""
     if progress is None:
-        return {"samples_seen": 0, "images_per_s": 0.0, "samples_per_s": 0.0, "updates": 0, "updates_lost": 0}
+        return {
+            "samples_seen": 0,
+            "images_per_s": 0.0,
+            "samples_per_s": 0.0,
+            "updates": 0,
+            "updates_lost": 0,
+            "gradients_dropped": 0,
+        }
     total = sum(progress["seconds"].values())
     samples_per_s = progress["samples"] / total if total else 0.0
     updates = progress.get("updates")
@@ -70,6 +77,7 @@ def _figures_of(progress: dict[str, Any] | None) -> dict[str, Any]:
         "samples_per_s": samples_per_s,
         "updates": progress["steps"] if updates is None else updates,
         "updates_lost": progress.get("updates_lost", 0),
+        "gradients_dropped": progress.get("dropped", 0),
         "staleness": {
             "mean": sum(staleness * count for staleness, count in counted) / max(sum(times.values()), 1),
             "max": max((staleness for staleness, _ in counted), default=0),

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +14,14 @@ from orchestrator.channel import ActorCalls, ActorChannel, Channel
 from orchestrator.config.experiment import Experiment, OptimizerConfig
 from orchestrator.config.strategy import AsyncConfig, BackupConfig, FaultsConfig, ServedConfig, StaleConfig
 from orchestrator.parameter_server.client import Calls, Client, DirectCalls
+from orchestrator.parameter_server.follower import Follower
 from orchestrator.parameter_server.ledger import Course
 from orchestrator.parameter_server.optimizer import OptimizerRule
+from orchestrator.parameter_server.partition import partition
 from orchestrator.parameter_server.rules import Each, First, Rule, WithinBound
 from orchestrator.parameter_server.server import ParameterServer as Server
 from orchestrator.parameter_server.setup import ServerSetup
+from orchestrator.parameter_server.sharded_client import ShardedClient
 from orchestrator.parameter_server.transport import WorkerEnd
 from orchestrator.strategies.parameter_server import Fetch, ParameterServer, Rows
 from orchestrator.training.faults import due_shards
@@ -59,6 +62,7 @@ def server_setup(setup: Setup) -> ServerSetup:
         clip_grad_norm=experiment.train.clip_grad_norm,
         ema_decay=experiment.train.ema_decay,
         compensate=config.compensate if isinstance(config, AsyncConfig) else 0.0,
+        num_shards=setup.plan.server_shards,
     )
 
 
@@ -127,6 +131,13 @@ class ServerActor(Server):
         super().__init__(setup, Ears(ActorChannel(ray.get_actor(run_log)), faults, 0))
 
 
+class FollowerActor(Follower):
+    """A further shard as an actor of its own."""
+
+    def __init__(self, setup: ServerSetup, index: int, run_log: str, faults: FaultsConfig) -> None:
+        super().__init__(setup, index, Ears(ActorChannel(ray.get_actor(run_log)), faults, index))
+
+
 class FeedActor(Feed):
     """The chunks of a stream of Ray Data, for whoever asks."""
 
@@ -136,10 +147,13 @@ class FeedActor(Feed):
 
 @dataclass(frozen=True)
 class ServedGroup:
-    """What a worker is told beside the setup of a group. `feeds`: actors by purpose, and their layouts of chunks."""
+    """What a worker is told beside the setup of a group. `feeds`: actors by purpose, and their layouts of chunks.
+
+    `shards`: the server, which has the first part of the weights, and the followers that have the others.
+    """
 
     group: GroupSetup
-    server: Any
+    shards: tuple[Any, ...]
     feeds: dict[str, tuple[Any, Layout]]
 
 
@@ -167,7 +181,7 @@ def train_in_served_group(served: ServedGroup) -> Outcome:
 
     strategy = _strategy(
         setup,
-        ActorCalls(served.server),
+        [ActorCalls(shard) for shard in served.shards],
         FedBatches(served.feeds, made_here),
         lambda epoch, positions: recipe("train").sample_ids(epoch, positions),
         rank=context.get_world_rank(),
@@ -190,13 +204,13 @@ def train_served_here(setup: Setup, channel: Channel, train_recipe: Recipe, val_
         return _make(recipes[purpose], share_epoch(setup, purpose), epoch, number)
 
     server = Server(server_setup(setup), Ears(channel, setup.experiment.faults, 0))
-    strategy = _strategy(setup, DirectCalls(server), made_here, train_recipe.sample_ids, rank=0, world_size=1)
+    strategy = _strategy(setup, [DirectCalls(server)], made_here, train_recipe.sample_ids, rank=0, world_size=1)
     return train_with(setup, strategy, channel, _no_batches, train_recipe.sample_ids)
 
 
 def _strategy(
     setup: Setup,
-    calls: Calls,
+    calls: Sequence[Calls],
     fetch: Fetch,
     sample_ids: Callable[[int, range], list[str]],
     *,
@@ -204,10 +218,12 @@ def _strategy(
     world_size: int,
 ) -> ParameterServer:
     config, traced = _served(setup.experiment), setup.experiment.trace.samples
-    transport = "object_store" if isinstance(calls, DirectCalls) else config.transport
+    transport = "object_store" if isinstance(calls[0], DirectCalls) else config.transport
 
     def connect(num_weights: int) -> Client:
-        return Client(calls, rank, WorkerEnd(transport, config.wire, num_weights, top_k=config.top_k))
+        sizes = map(len, partition(num_weights, len(calls)))
+        ends = [WorkerEnd(transport, config.wire, size, top_k=config.top_k) for size in sizes]
+        return Client(calls[0], rank, ends[0]) if len(calls) == 1 else ShardedClient(calls, rank, ends, num_weights)
 
     return ParameterServer(
         rank,

@@ -120,7 +120,7 @@ class BackupConfig(_ServedConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "BackupConfig":
-        if self.backup >= self.num_shares:
+        if self.backup >= max(self.workers, 1):
             raise ValueError(
                 f"backup: got {self.backup}, must be less than strategy.workers={self.workers}: a step waits for the "
                 "others. Set backup to a few of many workers, such as 2 of 10."

@@ -4,7 +4,10 @@ Nothing here imports torch: a server starts in a fraction of a second.
 
 server.py         the whole of it behind one lock: what workers call
 client.py         what a worker calls it by
+sharded_client.py a worker's side, where the weights lie in several shards
+follower.py       a further shard: makes what the server has decided
 setup.py          what a server is told, and whom it tells
+kept.py           what it has, and how that is saved and had again
 coordinator.py    who computes what next, which gradients make which update; decides, computes nothing, never waits
 ledger.py         what it knows beside: what there is to do, who is here, what was trained
 rules.py          when a gradient makes an update, and who may begin what: async, stale, backup

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,12 +89,11 @@ class Client:
                 welcome: Welcome = self._calls.begin("join", self._rank, self._end.offer, self._seen).result()
                 self._session = welcome.session
                 self._end.agreed(shared=welcome.shared)
-                if welcome.wants_state:
-                    self._calls.begin("offer", self._session, *state()).result()
+                self._enter(welcome, state)
                 self._seen = welcome.incarnation, welcome.version
                 self.version = -1
                 return welcome
-            except ServerLost as lost:
+            except (ServerLost, Rejoin) as lost:
                 if self._clock() > deadline:
                     raise ServerGone(
                         f"strategy: the parameter server could not be reached for {GIVE_UP_S:g} s: {lost}. The run "
@@ -101,18 +101,22 @@ class Client:
                     ) from lost
                 self._sleep(PAUSE_S)
 
+    def _enter(self, welcome: Welcome, state: Callable[[], tuple[State, int]]) -> None:
+        if welcome.wants_state:
+            self._calls.begin("offer", self._session, *state()).result()
+
     def next(self) -> Reply:
         """What to do next. Raises: Rejoin."""
-        return self._noted(self._result(self._calls.begin("next", self._session, self.version)))
+        return self._noted(self._ask("next", self._session, self.version))
 
     @property
     def pushing(self) -> bool:
         return self._under_way is not None
 
     def push(self, push: Push) -> None:
-        """Send a gradient; its answer is for `answer`."""
+        """Send a gradient; its answer is for `answer`. Raises: Rejoin."""
         assert self._under_way is None, "one gradient is under way at most"
-        self._under_way = self._calls.begin("push", self._session, push)
+        self._under_way = self._begin("push", self._session, push)
 
     def answer(self) -> Reply:
         """Wait for the answer to what is under way. Raises: Rejoin."""
@@ -129,14 +133,14 @@ class Client:
 
     def evaluate_next(self, number: int) -> int | Refused | None:
         """The next share to evaluate. Raises: Rejoin."""
-        share: int | Refused | None = self._result(self._calls.begin("evaluate_next", self._session, number))
+        share: int | Refused | None = self._ask("evaluate_next", self._session, number)
         return share
 
     def evaluated(self, number: int, values: NDArray[np.float64]) -> NDArray[np.float64] | Refused:
         """Say what was found, and wait for the sums over all. Raises: Rejoin."""
         said: NDArray[np.float64] | None = values
         while True:
-            sums: Any = self._result(self._calls.begin("evaluated", self._session, number, said))
+            sums: Any = self._ask("evaluated", self._session, number, said)
             if sums is not None:
                 answer: NDArray[np.float64] | Refused = sums
                 return answer
@@ -144,27 +148,37 @@ class Client:
 
     def state(self, *, whole: bool) -> State:
         """All that is trained. Raises: Rejoin."""
-        state: State = self._result(self._calls.begin("state", self._session, whole=whole))
+        state: State = self._ask("state", self._session, whole=whole)
         return state
 
     def books(self) -> dict[str, Any] | None:
         """What was trained since the last commit, for who leads the next. Raises: Rejoin."""
-        books: dict[str, Any] | None = self._result(self._calls.begin("books", self._session))
+        books: dict[str, Any] | None = self._ask("books", self._session)
         return books
 
     def committed(self, progress: dict[str, Any]) -> bool:
         """Raises: Rejoin."""
-        return bool(self._result(self._calls.begin("committed", self._session, progress)))
+        return bool(self._ask("committed", self._session, progress))
 
     def fail(self, error: str) -> None:
-        """Tell all others that the run is over."""
-        self._calls.begin("fail", error)
+        """Tell all others that the run is over, if the server can be told."""
+        with suppress(ServerLost):
+            self._calls.begin("fail", error)
 
     def _noted(self, reply: Any) -> Reply:
         noted: Reply = reply
         assert self._seen is not None
         self._seen = self._seen[0], max(self._seen[1], noted.version)
         return noted
+
+    def _begin(self, method: str, *args: Any, **kwargs: Any) -> Pending:
+        try:
+            return self._calls.begin(method, *args, **kwargs)
+        except ServerLost as lost:
+            raise Rejoin from lost
+
+    def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._result(self._begin(method, *args, **kwargs))
 
     def _result(self, pending: Pending) -> Any:
         try:

@@ -65,7 +65,7 @@ class Coordinator:
     def _leave(self, session: int) -> list[int]:
         del self.members[session]
         shares = self.queue.leave(session)
-        if self.round is not None and self.phase == EVALUATING and self.round.is_broken_without(session):
+        if self._is_round_broken_without(session):
             self._begin_round()
         if self.leader == session:
             self.leader = None
@@ -74,13 +74,20 @@ class Coordinator:
         return shares
 
     def overdue(self, now: float) -> list[int]:
-        """Ranks that hold shares and have been silent for too long, each named once; what they hold goes to others."""
+        """Ranks that hold shares and have been silent for too long, each named once; what they hold goes to others.
+
+        Nobody waits for one that is silent and holds nothing either. Who leads a commit may take as long as it takes.
+        """
         late = []
         for session, member in self.members.items():
-            if not member.overdue and now - member.heard > self.course.hang_s and self.queue.held_by(session):
-                member.overdue = True
-                self.queue.leave(session)
+            if member.overdue or now - member.heard <= self.course.hang_s:
+                continue
+            member.overdue = True
+            broken = self._is_round_broken_without(session)
+            if self.queue.leave(session) or broken:
                 late.append(member.rank)
+            if broken:
+                self._begin_round()
         return late
 
     def hear(self, session: int, now: float) -> Member:
@@ -91,15 +98,15 @@ class Coordinator:
 
     def turn(self, session: int, now: float) -> Turn:
         """What a worker does next, beside what it holds; Wait if there is nothing now."""
+        if self.phase == TRAINING and self.queue.settled:
+            self._end_fence()
         if self.end is not None:
             return self.end
-        if self.phase == TRAINING and self.queue.settled and not self.queue.held_by(session):
-            self._end_fence()
         if self.phase == EVALUATING:
             assert self.round is not None
-            return Wait() if self.members[session].number == self.round.number else Evaluation(self.round.number)
+            return Wait() if self.members[session].round == self.round.number else Evaluation(self.round.number)
         if self.phase == COMMITTING:
-            if self.leader is None and self.round is None:
+            if self.leader in (None, session) and self.round is None:  # asked again, it may not have heard the answer
                 self.leader = session
                 return Lead()
             return Wait()
@@ -128,7 +135,8 @@ class Coordinator:
     @property
     def _view(self) -> View:
         queue = self.queue
-        return View(self.version, queue.num_done, queue.num, queue.fence, len(self.members))
+        num_workers = sum(not member.overdue for member in self.members.values())
+        return View(self.version, queue.num_done, queue.num, queue.fence, num_workers)
 
     def contribute(
         self, contribution: Contribution, epoch: int, totals: list[float], seconds: dict[str, float]
@@ -188,25 +196,31 @@ class Coordinator:
 
     def want_stop(self) -> None:
         """End at the next step boundary."""
-        if not self.stop_wanted and self.phase == TRAINING:
-            a_step = self.rule.shares_a_step
-            self.queue.fence = min(self.queue.fence, -(-self.queue.handed_out // a_step) * a_step)
         self.stop_wanted = True
+        if self.phase == TRAINING:
+            self._set_fence()
 
     def _set_fence(self) -> None:
+        """Up to the next commit; before that, where all that is handed out ends, if the run is to stop."""
         queue, a_step, every = self.queue, self.rule.shares_a_step, self.course.commit_every
         queue.fence = queue.num
         if every:
-            done = self.epoch * self.course.num_steps + queue.num_done // a_step
-            next_step = (done // every + 1) * every - self.epoch * self.course.num_steps
-            queue.fence = min(queue.num, next_step * a_step)
+            next_step = (self.ledger.steps // every + 1) * every - self.epoch * self.course.num_steps
+            queue.fence = min(queue.fence, next_step * a_step)
+        if self.stop_wanted:
+            queue.fence = min(queue.fence, -(-queue.handed_out // a_step) * a_step)
 
     def _end_fence(self) -> None:
         self._window_began = None
-        if self.queue.num_done >= self.queue.num:
+        if self.stop_wanted and self.position()[2] == self.ledger.steps:  # all that was trained is committed
+            self.finish(End("stopped"))
+        elif self.queue.num_done >= self.queue.num:
             self._begin_round()
         else:
             self.phase = COMMITTING
+
+    def _is_round_broken_without(self, session: int) -> bool:
+        return self.phase == EVALUATING and self.round is not None and self.round.is_broken_without(session)
 
     def _begin_round(self) -> None:
         self.phase, self.leader = EVALUATING, None
@@ -216,7 +230,7 @@ class Coordinator:
     def evaluate_next(self, session: int, number: int, now: float) -> int | None:
         """The next share of the held-out samples; None if there is none. Raises: KeyError if the round is over."""
         member, current = self.members[session], self._current(number)
-        member.number = number
+        member.round = number
         return current.lease(session, now)
 
     def evaluated(self, session: int, number: int, values: NDArray[np.float64]) -> None:
@@ -270,7 +284,7 @@ class Coordinator:
         """Begin, or go on, where a commit stands."""
         self.epoch = epoch
         self.queue = WorkQueue(self.course.num_shares, done=range(num_done))
-        self.ledger = Ledger(progress=progress, epoch_replaced=progress.get("epoch_replaced", 0))
+        self.ledger = Ledger.at(progress, updates_lost=self.ledger.updates_lost)
         self._set_fence()
         if epoch >= self.course.epochs:
             self.finish(End("finished"))
@@ -285,6 +299,7 @@ class Coordinator:
             "num_counts": self._num_counts,
             "stop_wanted": self.stop_wanted,
             "rounds": self._rounds,
+            "end": None if self.end is None else [self.end.status, self.end.error],
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -300,6 +315,7 @@ class Coordinator:
         self._totals.clear()
         self._window, self._window_shares, self._window_began, self._window_seconds = [], 0, None, {}
         self.phase, self.round, self.leader = TRAINING, None, None
+        self.stop_wanted = self.stop_wanted or state["stop_wanted"]
         self._set_fence()
-        if state["stop_wanted"]:
-            self.want_stop()
+        if state["end"] is not None:
+            self.finish(End(*state["end"]))

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.parameter_server.shard import Shard
 from orchestrator.parameter_server.snapshots import Snapshot, prune, read, save, snapshots
 
-KEPT = 2
+KEPT = 3
 
 
 class Keeper:
@@ -23,13 +23,23 @@ class Keeper:
         if self._saving is None or self._saving.done():
             self._saving = self._thread.submit(self._write, shard.copy_for_saving(extra))
 
+    def read(self, version: int) -> Snapshot:
+        """The snapshot of a version; later ones are of a course that was given up, and are deleted.
+
+        Raises: CheckpointError if it is not there or not whole.
+        """
+        prune(self._folder, self._index, self._count, keep=KEPT, newest=version)
+        return read(self._folder, self._index, self._count, version)
+
     def newest(self) -> Snapshot | None:
-        """The newest whole snapshot, if there is one; what is later, of a course that was given up, is deleted."""
-        versions = snapshots(self._folder, self._index, self._count)
-        if not versions:
-            return None
-        prune(self._folder, self._index, self._count, keep=KEPT, newest=versions[-1])
-        return read(self._folder, self._index, self._count, versions[-1])
+        """The snapshot of `common`, if there is one."""
+        version = self.common()
+        return None if version is None else self.read(version)
+
+    def common(self) -> int | None:
+        """The newest version of which all shards have a whole snapshot."""
+        of_all = [set(snapshots(self._folder, index, self._count)) for index in range(self._count)]
+        return max(set.intersection(*of_all), default=None)
 
     def _write(self, snapshot: Snapshot) -> None:
         save(self._folder, snapshot)

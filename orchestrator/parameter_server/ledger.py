@@ -26,13 +26,13 @@ class Course:
 
 @dataclass
 class Member:
-    """A worker. `version`: of the weights that it was given last."""
+    """A worker. `pushes`: gradients that it has sent; `round`: of evaluation in which it last took part, 0 for none."""
 
     rank: int
     heard: float
-    number: int = 0
+    pushes: int = 0
+    round: int = 0
     overdue: bool = False
-    said: list[float] | None = None
 
 
 @dataclass
@@ -77,8 +77,27 @@ class Ledger:
             epoch_replaced=0 if epoch_ended else self.epoch_replaced,
         )
 
+    @classmethod
+    def at(cls, progress: dict[str, Any], *, updates_lost: int) -> "Ledger":
+        """Of a run that begins, or goes on, with a commit, whoever made it. `updates_lost`: since then."""
+        updates = progress.get("updates")
+        return cls(
+            progress=progress,
+            staleness=Counter({int(steps): times for steps, times in progress.get("staleness", {}).items()}),
+            updates=progress.get("steps", 0) if updates is None else updates,
+            updates_lost=progress.get("updates_lost", 0) + updates_lost,
+            epoch_replaced=progress.get("epoch_replaced", 0),
+        )
+
+    @property
+    def steps(self) -> int:
+        """Of the run, up to the newest commit."""
+        return int(self.progress.get("steps", 0))
+
     def to_json(self) -> dict[str, Any]:
-        return dict(self.__dict__) | {"staleness": {str(steps): times for steps, times in self.staleness.items()}}
+        """A copy: it may be written while training goes on."""
+        staleness = {str(steps): times for steps, times in self.staleness.items()}
+        return dict(self.__dict__) | {"staleness": staleness, "seconds": dict(self.seconds)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Ledger":

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.parameter_server.shard import Update
+
 Floats = NDArray[np.float32]
 
 
@@ -61,7 +63,8 @@ class Window:
 class Welcome:
     """`session`: who the worker is from now on. `wants_state`: it must `offer` the state that training begins with.
 
-    `shared`: whether numbers travel in the memory that was offered. `back`: whether its rank was here before.
+    `shared`: whether numbers travel in the memory that was offered. `back`: whether its rank was here before. `era`: of
+    all shards, which began with the version `began_at`.
     """
 
     session: int
@@ -70,12 +73,15 @@ class Welcome:
     wants_state: bool
     shared: bool
     back: bool
+    era: int = 0
+    began_at: int = 0
 
 
 @dataclass(frozen=True)
 class Push:
     """A gradient on its way, of the mean loss of `samples` samples.
 
+    `known`: the version up to which the updates are known to this worker's other shards.
     `base`: the version of the weights it was computed with. `gradient`: as the transport has it, None if it was not
     finite. `totals`, `buffers` (batch statistics), `seconds` by phase of the worker's last step, `rows` of the trace.
     """
@@ -89,16 +95,22 @@ class Push:
     buffers: Floats | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     rows: dict[str, list[Any]] | None = None
+    known: int = 0
 
 
 @dataclass(frozen=True)
 class Reply:
-    """`weights`: as the transport has them, of `version`. `turn`: what to do after what the worker has in store."""
+    """`weights`: as the transport has them, of `version`. `turn`: what to do after what the worker has in store.
+
+    `updates`: for the other shards, those after what they are known to have; `step`: up to where training is.
+    """
 
     version: int
     weights: Any
     turn: Turn
     window: Window | None = None
+    updates: tuple[Update, ...] = ()
+    step: int = 0
 
 
 @dataclass
@@ -106,7 +118,7 @@ class State:
     """All that is trained, flat.
 
     `weights`, `average` (None without), `optimizer` by the names of torch, `buffers` (None without), `progress` as in a
-    commit.
+    commit. `version` and `updates`: as in `Reply`.
     """
 
     weights: Floats
@@ -114,6 +126,8 @@ class State:
     average: Floats | None
     buffers: Floats | None
     progress: dict[str, Any]
+    version: int = 0
+    updates: tuple[Update, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,10 @@ class AdaGrad:
         self._blocks = _with_decay(config.weight_decay, size, num_decayed)
         self._scratch = _scratch(size), _scratch(size)
         self._sum = np.zeros(size, np.float32)
+        self._step = 0  # torch counts too
 
     def step(self, weights: FloatArray, gradient: FloatArray, lr: float) -> None:
+        self._step += 1
         for block, decay in self._blocks:
             w, g, total = weights[block], gradient[block], self._sum[block]
             first, second = (scratch[: len(w)] for scratch in self._scratch)
@@ -133,10 +135,10 @@ class AdaGrad:
             w -= second
 
     def state(self) -> OptimizerState:
-        return {"sum": self._sum}
+        return {"sum": self._sum, "step": self._step}
 
     def load(self, state: OptimizerState) -> None:
-        _load({"sum": self._sum}, state)
+        self._step = _load_with_step({"sum": self._sum}, state)
 
 
 class AdamW:
@@ -180,14 +182,7 @@ class AdamW:
         return {"exp_avg": self._mean, "exp_avg_sq": self._square, "step": self._step}
 
     def load(self, state: OptimizerState) -> None:
-        numbers = {name: value for name, value in state.items() if isinstance(value, int)}
-        if numbers.keys() != {"step"}:
-            raise CheckpointError(_foreign("step", sorted(numbers)))
-        _load(
-            {"exp_avg": self._mean, "exp_avg_sq": self._square},
-            {name: value for name, value in state.items() if name not in numbers},
-        )
-        self._step = numbers["step"]
+        self._step = _load_with_step({"exp_avg": self._mean, "exp_avg_sq": self._square}, state)
 
 
 def _with_decay(weight_decay: float, size: int, num_decayed: int) -> list[tuple[slice, float]]:
@@ -216,6 +211,15 @@ def _load(own: dict[str, FloatArray], state: OptimizerState) -> None:
         raise CheckpointError(_foreign(needed, saved))
     for name, array in own.items():
         array[:] = state[name]
+
+
+def _load_with_step(own: dict[str, FloatArray], state: OptimizerState) -> int:
+    """As `_load`, and give the number of steps."""
+    numbers = {name: value for name, value in state.items() if isinstance(value, int)}
+    if numbers.keys() != {"step"}:
+        raise CheckpointError(_foreign("step", sorted(numbers)))
+    _load(own, {name: value for name, value in state.items() if name not in numbers})
+    return numbers["step"]
 
 
 def _foreign(needed: object, saved: object) -> str:

@@ -113,7 +113,7 @@ class WithinBound:
     def ready(self, arrived: Arrived, view: View) -> tuple[int, ...]:
         first = view.num_done
         step = range(first, min(first + self.shares_a_step, view.num))
-        return tuple(step) if step and all(share in arrived for share in step) else ()
+        return tuple(step) if all(share in arrived for share in step) else ()
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,16 @@ from which version on training goes on. What had been done since then is handed 
 
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.parameter_server.coordinator import Coordinator
-from orchestrator.parameter_server.keeper import Keeper
+from orchestrator.parameter_server.kept import Kept
 from orchestrator.parameter_server.messages import (
     End,
-    Floats,
     Push,
     Refused,
     Reply,
@@ -31,16 +28,16 @@ from orchestrator.parameter_server.messages import (
     Welcome,
     Window,
 )
-from orchestrator.parameter_server.optimizer import build
 from orchestrator.parameter_server.rules import Contribution
 from orchestrator.parameter_server.setup import Ears, ServerSetup
-from orchestrator.parameter_server.shard import Shard
+from orchestrator.parameter_server.shard import Update
 from orchestrator.parameter_server.transport import Line, Offer, line_of
 
+_REMEMBERED = 4096  # updates, for shards that do not know of them yet
 TICK_S = 0.5  # between two looks for workers of which nothing is heard, where one waits
 
 
-class ParameterServer:
+class ParameterServer(Kept):
     """See above. `line_of`: makes the server's end of what a worker offers to travel by."""
 
     def __init__(
@@ -50,23 +47,12 @@ class ParameterServer:
         line_of: Callable[[Offer], Line] = line_of,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._setup, self._ears, self._line_of, self._clock = setup, ears, line_of, clock
+        super().__init__(setup, ears)
+        self._line_of, self._clock = line_of, clock
         self._changed = threading.Condition()
-        self.incarnation = uuid.uuid4().hex[:12]
-        self._coordinator = Coordinator(
-            setup.rule, setup.course, first_session=int(self.incarnation, 16) % 2**40 * 2**20
-        )
-        self._shard: Shard | None = None
-        self._num_decayed = 0
         self._offering: int | None = None
-        self._lines: dict[int, Line] = {}
-        self._buffers: dict[int, Floats] = {}
-        self._rows: dict[int, dict[str, list[Any]]] = {}
-        self._first_buffers: Floats | None = None
-        self._lost = self._began_at = 0
         self._ranks: set[int] = set()
-        self._keeper = Keeper(Path(setup.folder), 0, 1)
-        self._saved = 0
+        self._era = time.time_ns()
         self._restore()
 
     def join(self, rank: int, offer: Offer, seen: tuple[str, int] | None) -> Welcome:
@@ -75,14 +61,16 @@ class ParameterServer:
             if seen is not None and seen[0] != self.incarnation:
                 self._note_lost(seen[1] - self._began_at)
             session = self._coordinator.join(rank, self._clock())
+            self._forget_strangers()
             self._lines[session] = self._line_of(offer)
-            wants_state = self._shard is None and self._offering not in self._coordinator.members
+            wants_state = self._needs_state
             if wants_state:
                 self._offering = session
             self._changed.notify_all()
             shared, back = self._lines[session].shared, rank in self._ranks
             self._ranks.add(rank)
-            return Welcome(session, self.incarnation, self._coordinator.version, wants_state, shared, back)
+            version, at = self._coordinator.version, self._began_at
+            return Welcome(session, self.incarnation, version, wants_state, shared, back, self._era, at)
 
     def offer(self, session: int, state: State, num_decayed: int) -> bool:
         """The state that training begins with, or goes on from; the first `num_decayed` weights decay."""
@@ -106,14 +94,25 @@ class ParameterServer:
             self._ears.event("left", f"rank {rank} is gone: {what}", rank=rank, shares=shares, reason=reason)
             self._changed.notify_all()
 
-    def next(self, session: int, have_version: int) -> Reply | Refused:
+    def lose_shard(self, era: int) -> None:
+        """A shard was killed in this era: all go back to the newest snapshot that all have, and a new era begins."""
+        with self._changed:
+            if era != self._era or self._coordinator.end is not None:
+                return
+            if self._coordinator.version == self._began_at and self._keeper.common() == self._began_at:
+                return  # nothing was trained in it: the shard only has to come back
+            self._era = time.time_ns()
+            self._go_back()
+            self._changed.notify_all()
+
+    def next(self, session: int, have_version: int, known: int = 0) -> Reply | Refused:
         """What to do next; with the weights, if they are others than those of `have_version`."""
         with self._changed:
-            if self._coordinator.members.get(session) is None:
+            if session not in self._coordinator.members or self._needs_state:
                 return Refused("session")
             held = self._coordinator.queue.held_by(session)
             turn = self._turn(session) if held else self._wait_for_turn(session)
-            return self._reply(session, turn, None, have_version)
+            return self._reply(session, turn, None, have_version, known)
 
     def push(self, session: int, push: Push) -> Reply | Refused:
         """A gradient; the answer has the newest weights, and what to do next beside what the worker has in store."""
@@ -122,13 +121,13 @@ class ParameterServer:
             if member is None or self._shard is None:
                 return Refused("session")
             self._coordinator.hear(session, self._clock())
-            member.number += 1
-            self._take(session, member.number, push)
+            member.pushes += 1
+            self._take(session, member.pushes, push)
             window = self._coordinator.window(self._clock())
             self._changed.notify_all()
             held = self._coordinator.queue.held_by(session)
             turn = self._turn(session) if held else self._wait_for_turn(session)
-            return self._reply(session, turn, window, -1)
+            return self._reply(session, turn, window, -1, push.known)
 
     def want_stop(self) -> None:
         """Commit at the next step boundary and end."""
@@ -154,7 +153,11 @@ class ParameterServer:
         if not accepted:
             self._shard.discard(key)
             return
+        saves = coordinator.version // self._setup.snapshot_every > self._saved // self._setup.snapshot_every
+        if updates and saves:
+            updates[-1] = replace(updates[-1], snapshot=True)
         self._shard.advance(updates)
+        self._updates.extend(updates)
         if key in self._shard.parked and line.shared:
             self._shard.keep(key)
         rank = coordinator.members[session].rank
@@ -164,20 +167,26 @@ class ParameterServer:
             rows = self._rows.setdefault(rank, {name: [] for name in push.rows})
             for name, values in push.rows.items():
                 rows[name] += values
-        if coordinator.version // self._setup.snapshot_every > self._saved // self._setup.snapshot_every:
+        if updates and saves:
             self._save()
         if updates:
             self._ears.step_taken(coordinator.position()[2])
 
-    def _reply(self, session: int, turn: Turn, window: Window | None, have_version: int) -> Reply:
+    def _reply(self, session: int, turn: Turn, window: Window | None, have_version: int, known: int) -> Reply:
         version = self._coordinator.version
         weights = None
         if self._shard is not None and version != have_version and session in self._lines:
             weights = self._lines[session].write(self._shard.pulled(session))
-        return Reply(version, weights, turn, window)
+        return Reply(version, weights, turn, window, self._after(known), self._coordinator.position()[2])
+
+    def _after(self, known: int) -> tuple[Update, ...]:
+        """The updates that other shards may not have."""
+        if self._setup.num_shards == 1:
+            return ()
+        return tuple(update for update in self._updates if update.version > known)
 
     def _turn(self, session: int) -> Turn:
-        if self._shard is None or session not in self._coordinator.members:
+        if session not in self._coordinator.members or (self._shard is None and self._coordinator.end is None):
             return Wait()
         self._coordinator.hear(session, self._clock())
         before = self._coordinator.phase
@@ -228,10 +237,11 @@ class ParameterServer:
                     if sums is not None or now >= deadline:
                         return sums
                     self._changed.wait(min(TICK_S, deadline - now))
+                    self._look_for_silence()
             except KeyError:
                 return Refused("round")
 
-    def state(self, session: int, *, whole: bool) -> State | Refused:
+    def state(self, session: int, *, whole: bool, known: int = 0) -> State | Refused:
         """Copies of all that is trained, of one version; without `whole`, the optimizer's is left out."""
         with self._changed:
             if session not in self._coordinator.members or self._shard is None:
@@ -242,7 +252,8 @@ class ParameterServer:
                 for name, value in (state["optimizer"] if whole else {}).items()
             }
             average = None if self._shard.average is None else self._shard.average.copy()
-            return State(self._shard.weights.copy(), optimizer, average, self._mean_buffers(), {})
+            weights, buffers = self._shard.weights.copy(), self._mean_buffers()
+            return State(weights, optimizer, average, buffers, {}, self._shard.version, self._after(known))
 
     def books(self, session: int) -> dict[str, Any] | None:
         """For who leads a commit, what was trained since the last one; None for others."""
@@ -263,79 +274,14 @@ class ParameterServer:
                 self._coordinator.committed(session, progress)
             except KeyError:
                 return False
-            self._save()
+            if self._setup.num_shards == 1:  # others save when an update says so
+                self._save()
             self._changed.notify_all()
             return True
 
-    def _begin(self, state: State, num_decayed: int) -> None:
-        setup = self._setup
-        self._num_decayed = num_decayed
-        self._shard = Shard(
-            state.weights,
-            build(setup.optimizer, state.weights.size, num_decayed),
-            clip_grad_norm=setup.clip_grad_norm,
-            ema_decay=setup.ema_decay,
-            compensate=setup.compensate,
-        )
-        self._first_buffers = state.buffers
-        if state.optimizer:
-            current = self._shard.state()
-            self._shard.load(
-                {
-                    "version": 0,
-                    "weights": state.weights,
-                    "optimizer": state.optimizer,
-                    "average": current["average"] if state.average is None else state.average,
-                }
-            )
-
-    def _mean_buffers(self) -> Floats | None:
-        if not self._buffers:
-            return self._first_buffers
-        return np.mean([self._buffers[rank] for rank in sorted(self._buffers)], axis=0, dtype=np.float32)
-
-    def _save(self) -> None:
-        assert self._shard is not None
-        self._saved = self._coordinator.version
-        buffers = self._mean_buffers()
-        extra = {
-            "coordinator": self._coordinator.state(),
-            "num_decayed": self._num_decayed,
-            "buffers": None if buffers is None else buffers.tolist(),
-            "rows": {str(rank): rows for rank, rows in self._rows.items()},
-        }
-        self._keeper.save(self._shard, extra)
-
-    def _restore(self) -> None:
-        snapshot = self._keeper.newest()
-        if snapshot is None:
-            return
-        extra, state = snapshot.extra, snapshot.state
-        buffers = None if extra["buffers"] is None else np.array(extra["buffers"], np.float32)
-        self._begin(State(state["weights"], {}, None, buffers, {}), extra["num_decayed"])
-        assert self._shard is not None
-        self._shard.load(state)
-        self._coordinator.load(extra["coordinator"])
-        self._rows = {int(rank): rows for rank, rows in extra["rows"].items()}
-        self._saved = self._began_at = self._coordinator.version
-        self._ears.event(
-            "server",
-            f"the parameter server began anew from its snapshot of version {self._saved}",
-            version=self._saved,
-            incarnation=self.incarnation,
-        )
-
-    def _note_lost(self, lost: int) -> None:
-        """A worker knows so many updates more than the snapshot that this server began with."""
-        if lost > self._lost:
-            self._coordinator.ledger.updates_lost += lost - self._lost
-            self._lost = lost
-            self._ears.event(
-                "updates_lost",
-                f"{lost} updates were lost; their samples are given out again",
-                updates=lost,
-                version=self._began_at,
-            )
+    @property
+    def _needs_state(self) -> bool:
+        return self._shard is None and self._offering not in self._coordinator.members
 
     def _forget_strangers(self) -> None:
         for session in [session for session in self._lines if session not in self._coordinator.members]:

@@ -12,6 +12,8 @@ from orchestrator.parameter_server.rules import Rule
 class ServerSetup:
     """What a server is told. `folder`: where its snapshots are; `snapshot_every`: updates between two.
 
+    `num_shards`: parts of the weights, of which the server itself has the first (`follower.py`).
+
     The rest is of the experiment: `train.optimizer`, `train.clip_grad_norm`, `train.ema_decay`, `strategy.compensate`.
     """
 
@@ -24,6 +26,7 @@ class ServerSetup:
     ema_decay: float = 0.0
     compensate: float = 0.0
     patience_s: float = 10.0
+    num_shards: int = 1
 
 
 class Ears(Protocol):

@@ -35,12 +35,14 @@ class Update:
     """What makes `version` out of the one before: a step of rate `lr` along sum(scale * weight * g) / sum(weight).
 
     Without a part of weight > 0 nothing changes but the version. `dropped`: gradients that are used by none.
+    `snapshot`: every shard saves this version.
     """
 
     version: int
     parts: tuple[Part, ...]
     lr: float
     dropped: tuple[Key, ...]
+    snapshot: bool = False
 
 
 _REMEMBERED = 2  # versions that a worker was given

@@ -42,11 +42,18 @@ class CopiedLine:
 
     shared = False
 
+    def __init__(self) -> None:
+        self._answer = np.empty(0, np.float32)
+
     def read(self, gradient: Encoded) -> Floats:
         return decode(gradient)
 
     def write(self, weights: Floats) -> Floats:
-        return weights.copy()  # what is answered is pickled when the next update may be under way
+        """A copy: it is pickled when the next update may be under way. Its memory is used again by the next call."""
+        if self._answer.size != weights.size:
+            self._answer = np.empty_like(weights)
+        np.copyto(self._answer, weights)
+        return self._answer
 
 
 class SharedLine:

@@ -1,4 +1,4 @@
-"""Data -> SVG text: lines, stacked areas, a histogram, groups of bars, a bar of shares.
+"""Data -> SVG text: lines, stacked areas, a histogram, columns, groups of bars, a bar of shares.
 
 Colours and fonts come from CSS classes (style.py), so one drawing serves light and dark. What appears where
 the pointer rests is a <title>; no script is needed. Knows nothing of runs.
@@ -19,6 +19,7 @@ from orchestrator.report.wording import count
 WIDTH, HEIGHT = 520, 236
 LEFT, RIGHT, TOP, BOTTOM = 50, 508, 14, 212  # of the plot inside the drawing
 GROUP_LEFT, GROUP_GAP, BAR = 172, 9, 13  # of groups of bars: where they begin, what is between them, one of them
+COLUMN = 40.0  # at most so wide is a column
 NUM_BUCKETS = 420  # about one a pixel
 NUM_BANDS = 130  # hover bands: narrower ones cannot be pointed at
 MERGE_PX = 5.0  # marks nearer than this are drawn as one
@@ -99,21 +100,46 @@ def histogram(label: str, edges: Floats, counts: Floats, marks: Sequence[Mark], 
         low, high = (units.write(edge) for edge in edges[index : index + 2])
         span = f"over {low}" if last else f"{low} to {high}"
         left, width = lefts[index], max(lefts[index + 1] - lefts[index] - 1, 0.5)
-        parts.append(
-            f'<g class="bar{" tail" if last else ""}">'
-            f"<title>{span} {units.name}: {count(counts[index])} steps</title>"
-            f'<rect class="band" x="{left:.1f}" y="{TOP}" width="{width:.1f}" height="{BOTTOM - TOP}"/>'
-            f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{BOTTOM - top:.1f}"/></g>'
-        )
+        hover = f"{span} {units.name}: {count(counts[index])} steps"
+        parts.append(_column(left, width, top, hover, "bar tail" if last else "bar"))
+    return _svg(label, [*parts, *_named_marks(marks, x)])
+
+
+def columns(label: str, starts: Floats, bars: Sequence[Bar], marks: Sequence[Mark], units: Units) -> str:
+    """Bars over whole numbers, each from its start up to the next; all are as wide. The text is the pointer's alone."""
+    width = float(starts[1] - starts[0]) if len(starts) > 1 else 1.0
+    values = np.array([bar.value for bar in bars])
+    x = exact(float(starts[0]) - 0.5, float(starts[-1]) + width - 0.5, units, least=1.0)
+    y = outward(values, include=(0.0, 4.0))
+    slot = float(x.place(width, LEFT, RIGHT) - x.place(0.0, LEFT, RIGHT))
+    drawn = min(max(slot - 2.0, 0.5), COLUMN)
+    lefts = x.place(starts - 0.5, LEFT, RIGHT) + (slot - drawn) / 2
+    parts = [_frame(x, y)]
+    for left, top, bar in zip(lefts, y.place(values, BOTTOM, TOP), bars, strict=True):
+        parts.append(_column(left, drawn, top, bar.hover, bar.style))
+    return _svg(label, [*parts, *_named_marks(marks, x)])
+
+
+def _column(left: float, width: float, top: float, hover: str, style: str) -> str:
+    return (
+        f'<g class="{style}"><title>{escape(hover)}</title>'
+        f'<rect class="band" x="{left:.1f}" y="{TOP}" width="{width:.1f}" height="{BOTTOM - TOP}"/>'
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{BOTTOM - top:.1f}"/></g>'
+    )
+
+
+def _named_marks(marks: Sequence[Mark], x: Axis) -> list[str]:
+    """Marks with their texts beside them, below one another."""
+    parts = []
     for row, mark in enumerate(marks):
-        at = float(x.place(min(mark.x, float(drawn[-1])), LEFT, RIGHT))
+        at = float(x.place(min(mark.x, x.high), LEFT, RIGHT))
         side, shift = ("end", -4) if at > RIGHT - 90 else ("start", 4)
         parts.append(
             f'<g class="mark {mark.style}"><line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{BOTTOM}"/>'
             f'<text text-anchor="{side}" x="{at + shift:.1f}" y="{TOP + 10 + 17 * row}">'
             f"{escape(mark.text)}</text></g>"
         )
-    return _svg(label, parts)
+    return parts
 
 
 def grouped_bars(label: str, groups: Sequence[tuple[str, Sequence[Bar]]], base: float) -> str:

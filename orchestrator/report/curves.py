@@ -6,7 +6,7 @@ import numpy as np
 
 from orchestrator.report.axes import EPOCH, PLAIN, SHARE, STEP, Axis, Units, exact, loss_axis, outward
 from orchestrator.report.charts import Mark, histogram, line_chart, merged, stacked_areas
-from orchestrator.report.figures import phase_shares_over_time, step_percentiles
+from orchestrator.report.figures import phase_shares_over_time, spans, step_percentiles, step_seconds
 from orchestrator.report.markup import Html, figure, key, nothing
 from orchestrator.report.record import Floats, Record
 from orchestrator.report.series import Series, smooth, smoothing_window
@@ -15,7 +15,18 @@ from orchestrator.training.measures import Measure
 from orchestrator.training.phases import PHASES
 
 # Events worth a mark -> CSS class; the first of those that fall together gives the colour.
-MARKED = {"failure": "bad", "skipped_checkpoint": "warn", "resize": "move", "restart": "move", "stop": "calm"}
+MARKED = {
+    "failure": "bad",
+    "updates_lost": "bad",
+    "skipped_checkpoint": "warn",
+    "hang": "warn",
+    "left": "warn",
+    "server": "move",
+    "resize": "move",
+    "restart": "move",
+    "fault": "calm",
+    "stop": "calm",
+}
 
 NUM_BINS = 44
 
@@ -78,8 +89,9 @@ def phases_over_time(record: Record) -> Html:
 def step_times(record: Record) -> Html:
     """A histogram of step times. The few that are far from all others share one bar."""
     title = "Distribution of step times"
-    seconds = record.steps.column("step_s")
-    seconds = seconds[np.isfinite(seconds)]
+    seconds = step_seconds(record)
+    known = np.isfinite(seconds)
+    seconds, times = seconds[known], spans(record)[known]
     places = step_percentiles(record)
     if not places:
         return figure(title, nothing("No step yet."))
@@ -88,7 +100,7 @@ def step_times(record: Record) -> Html:
     cap = min(4 * places[50], 2 * places[95], 1.25 * places[99])
     bulk = np.linspace(low, min(high, cap) if high > low else 1.1 * low + 1e-6, NUM_BINS)
     edges = np.append(bulk, np.inf) if high > cap else bulk
-    counts = np.histogram(seconds, edges)[0].astype(np.float64)
+    counts = np.histogram(seconds, edges, weights=times)[0].astype(np.float64)
     marks = [
         Mark(scale * at, "calm", share, f"p{share}", f"p{share} {duration(at)}")
         for share, at in places.items()

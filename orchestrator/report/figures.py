@@ -41,6 +41,29 @@ class Figures:
     evaluation_s: float
 
 
+@dataclass(frozen=True)
+class Staleness:
+    """How many updates old the weights of gradients were: `times[n]` gradients by n updates."""
+
+    times: Floats
+
+    @property
+    def num_gradients(self) -> float:
+        return float(self.times.sum())
+
+    @property
+    def mean(self) -> float:
+        """In updates; NaN of no gradients."""
+        return _ratio(float(self.times @ np.arange(len(self.times))), self.num_gradients)
+
+    @property
+    def largest(self) -> int:
+        return max(len(self.times) - 1, 0)
+
+    def share_above(self, bound: int) -> float:
+        return _ratio(float(self.times[bound + 1 :].sum()), self.num_gradients)
+
+
 def figures(record: Record) -> Figures:
     """The key figures of a run, finished or not."""
     result, steps, epochs = record.result, record.steps, record.epochs
@@ -78,6 +101,54 @@ def phase_seconds(record: Record) -> Floats:
     return np.nan_to_num([number(told.get(phase)) if isinstance(told, dict) else 0.0 for phase in PHASES])
 
 
+def staleness(record: Record) -> Staleness:
+    """As result.json has it; of no gradients while there is none."""
+    told = record.result.get("staleness")
+    histogram = told.get("histogram") if isinstance(told, dict) else None
+    pairs = histogram.items() if isinstance(histogram, dict) else ()
+    known = {int(updates): number(times) for updates, times in pairs if updates.isdecimal() and len(updates) < 7}
+    known = {updates: times for updates, times in known.items() if times > 0}
+    times = np.zeros(max(known, default=-1) + 1)
+    times[[*known]] = [*known.values()]
+    return Staleness(times)
+
+
+def spans(record: Record) -> Floats:
+    """How many steps each line stands for: more than one where workers only meet now and then, as with `local`."""
+    train = record.experiment.get("train")
+    batch = number(train.get("global_batch")) if isinstance(train, dict) else math.nan
+    if not batch > 0:
+        return np.ones(len(record.steps))
+    return np.maximum(np.nan_to_num(np.ceil(record.steps.column("samples") / batch), nan=1.0), 1.0)
+
+
+def step_seconds(record: Record) -> Floats:
+    """Of each line, the seconds that one of its steps took."""
+    return record.steps.column("step_s") / spans(record)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a run goes on once it has begun; NaN before. `communication`: share of the step time."""
+
+    samples_per_s: float
+    communication: float
+
+
+def pace(record: Record) -> Pace:
+    """Of all lines but the first of each attempt, which waits for the pipeline to start, unless there is no other."""
+    steps = record.steps
+    _, first = np.unique(steps.column("attempt"), return_index=True)
+    kept = np.setdiff1d(np.arange(len(steps)), first)
+    kept = kept if len(kept) else first
+    seconds = np.nansum(steps.seconds[kept], axis=0)
+    total_s = float(np.nansum(steps.column("step_s")[kept]))
+    return Pace(
+        samples_per_s=_ratio(float(np.nansum(steps.column("samples")[kept])), total_s),
+        communication=_ratio(seconds[PHASES.index("communication")], seconds.sum()),
+    )
+
+
 def wall_parts(record: Record, key: Figures) -> dict[str, float]:
     """What the wall time was spent on, seconds of each of WALL_PARTS that took any."""
     told = [float(phase_seconds(record).sum()), record.steps.redone_s, key.evaluation_s]
@@ -87,7 +158,7 @@ def wall_parts(record: Record, key: Figures) -> dict[str, float]:
 
 def step_percentiles(record: Record) -> dict[int, float]:
     """The 50th, 95th, 99th and 100th percentile of the step time, seconds; empty before the first step."""
-    step_s = record.steps.column("step_s")
+    step_s = step_seconds(record)
     step_s = step_s[np.isfinite(step_s)]
     shares = (50, 95, 99, 100)
     return dict(zip(shares, np.percentile(step_s, shares).tolist(), strict=True)) if len(step_s) else {}

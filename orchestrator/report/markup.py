@@ -32,6 +32,23 @@ def element(tag: str, *inside: str, style: str = "") -> Html:
     return Html(f"<{tag}{_class(style)}>{join(inside)}</{tag}>")
 
 
+def tiles(*told: tuple[str, str, str]) -> Html:
+    """Figures side by side, four in a row: what it is, the figure, more about it."""
+    return element(
+        "dl",
+        *(
+            element(
+                "div",
+                element("dt", name),
+                element("dd", value, style="value"),
+                element("dd", more, style="more"),
+            )
+            for name, value, more in told
+        ),
+        style="tiles",
+    )
+
+
 def folded(summary: str, *inside: str) -> Html:
     """A part that opens with a click."""
     return element("details", element("summary", summary), *inside)

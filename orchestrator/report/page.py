@@ -4,10 +4,11 @@ import math
 from typing import Any
 
 from orchestrator.report import curves, tables
+from orchestrator.report.agreement import agreement, has_agreed
 from orchestrator.report.charts import share_bar
 from orchestrator.report.figures import UNFINISHED, WALL_PARTS, Figures, figures, phase_seconds, wall_parts
 from orchestrator.report.kernels import convolutions
-from orchestrator.report.markup import Html, element, folded, nothing
+from orchestrator.report.markup import Html, element, folded, nothing, tiles
 from orchestrator.report.record import Record, number
 from orchestrator.report.style import style_sheet
 from orchestrator.report.tables import figure_of
@@ -31,6 +32,7 @@ def page(record: Record) -> str:
         _curves(record),
         _where_the_time_went(record, key),
         _step_times(record),
+        _section("How the workers agreed", agreement(record)) if has_agreed(record) else "",
         _section("Convolutions", *convolutions(record.tuned)) if record.tuned else "",
         _section("Events", element("div", tables.event_table(record), style="card events")),
         _configuration(record),
@@ -47,11 +49,9 @@ def page(record: Record) -> str:
 
 def _header(record: Record, key: Figures, name: str) -> Html:
     model, data = (_setting(record, *path) for path in (("model", "name"), ("data", "train")))
-    workers = record.result.get("workers") or next(
-        (event.fields.get("workers") for event in reversed(record.events) if event.kind == "start"), None
-    )
+    workers = record.workers
     about = [f"{model} on {data}" if model and data else model]
-    about += ["1 worker" if workers == 1 else f"{workers} workers"] if isinstance(workers, int) else []
+    about += ["1 worker" if workers == 1 else f"{workers} workers"] if workers is not None else []
     about += [f"started {moment(record.started)}"] if math.isfinite(record.started) else []
     status = element("span", key.status, style=f"status {key.status}")
     return element(
@@ -79,7 +79,7 @@ def _tiles(record: Record, key: Figures) -> Html:
     planned = number(_value(record, "train", "epochs"))
     best = f"epoch {key.best_epoch}" if key.best_epoch is not None else ""
     redone = record.steps.num_redone
-    tiles = (
+    return tiles(
         (f"Validation {key.measure.title}", figure_of(key.measure, key.val), f"loss {figure_text(key.val_loss)}"),
         (f"Best validation {key.measure.title}", figure_of(key.measure, key.best_val), best),
         ("Epochs", count(key.epochs), f"of {count(planned)}" if math.isfinite(planned) else ""),
@@ -88,19 +88,6 @@ def _tiles(record: Record, key: Figures) -> Html:
         ("Data wait", percent(key.data_wait_share), "of the step time"),
         ("Restarts", count(key.restarts), f"{redone:,} steps done again" if redone else ""),
         ("Wall time", duration(key.wall_s), f"{duration(key.evaluation_s)} of it evaluation"),
-    )
-    return element(
-        "dl",
-        *(
-            element(
-                "div",
-                element("dt", name),
-                element("dd", value, style="value"),
-                element("dd", more, style="more"),
-            )
-            for name, value, more in tiles
-        ),
-        style="tiles",
     )
 
 
@@ -126,7 +113,8 @@ def _where_the_time_went(record: Record, key: Figures) -> Html:
         (phase, value / total, f"{phase.replace('_', ' ')}: {duration(value)}, {percent(value / total, 1)}")
         for phase, value in zip(PHASES, seconds.tolist(), strict=True)
     ]
-    note = element("p", "Seconds of rank 0. Steps done again after a failure count once.", style="note")
+    whose = "Seconds of who completed a step, scaled to the wall time" if record.is_served else "Seconds of rank 0"
+    note = element("p", f"{whose}. Steps done again after a failure count once.", style="note")
     bar = element("h3", "Share of step time"), Html(share_bar("Share of step time by phase", shares))
     return _section(
         "Where the time went",

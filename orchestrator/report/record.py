@@ -16,7 +16,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from orchestrator.config.strategy import ServedConfig, StrategyConfig
 from orchestrator.errors import InputError
+from orchestrator.report.strategy import read_strategy
 from orchestrator.training.measures import MEASURES, Measure
 from orchestrator.training.phases import PHASES
 
@@ -110,7 +112,8 @@ class Record:
     """All that a report is derived from.
 
     `tuned`: what `kernels: auto` chose by on the workers' device, the first that was measured if there are several.
-    `experiment`: the parsed experiment.yaml, empty if it is missing or no mapping.
+    `experiment`: the parsed experiment.yaml, empty if it is missing or no mapping; `strategy`: its section, None if it
+        cannot be read.
     `result`: empty until a run has ended.
     `notes`: what could not be read, one sentence each.
     """
@@ -118,6 +121,7 @@ class Record:
     folder: Path
     experiment_text: str
     experiment: dict[str, Any]
+    strategy: StrategyConfig | None
     steps: Steps
     epochs: tuple[Epoch, ...]
     events: tuple[Event, ...]
@@ -132,6 +136,18 @@ class Record:
         told = {str(name).removeprefix("val_") for name in self.result}
         found = tuple(measure for name, measure in MEASURES.items() if name in names | told)
         return found or (self.steps.measure,)
+
+    @property
+    def workers(self) -> int | None:
+        """How many there were last; None if nothing says it."""
+        starts = (event.fields.get("workers") for event in reversed(self.events) if event.kind == "start")
+        told = self.result.get("workers") or next(starts, None)
+        return told if isinstance(told, int) else None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a parameter server led the run."""
+        return isinstance(self.strategy, ServedConfig)
 
     @property
     def started(self) -> float:
@@ -165,6 +181,7 @@ def read_record(folder: Path) -> Record:
         folder=folder,
         experiment_text=text,
         experiment=experiment,
+        strategy=read_strategy(experiment),
         steps=_last_attempts(rows, measure),
         epochs=epochs,
         events=events,
@@ -244,12 +261,14 @@ def _last_attempts(rows: Floats, measure: Measure) -> Steps:
 
 def _read_events(path: Path, rows: Floats, notes: list[str]) -> tuple[Event, ...]:
     times = np.maximum.accumulate(np.nan_to_num(rows[:, _TIME]))
-    events = []
+    events, reached = [], 0.0
     for line in _json_lines(path, notes):
         step = number(line.get("step"))
         if not math.isfinite(step):
             done = int(np.searchsorted(times, number(line.get("time")), side="right"))
-            step = rows[done - 1, _STEP] if done else 0.0
+            # The workers of a server deliver out of turn: the newest line may be of an older step.
+            step = max(reached, rows[done - 1, _STEP] if done else 0.0)
+        reached = step
         attempt = number(line.get("attempt"))
         events.append(
             Event(

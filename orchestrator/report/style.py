@@ -66,7 +66,10 @@ border-radius:10px;overflow:hidden;margin:0}
 .tiles .value{font-size:25px;line-height:1.3;font-weight:600;letter-spacing:-.015em}
 .tiles .more{color:var(--muted);font-size:13px}
 .grid2{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:18px}
-.top{align-items:start}
+.top{align-items:start}.tiles+.grid2,.tiles+.card{margin-top:18px}
+.advice{margin:12px 0 0}
+.command{background:var(--soft);border-radius:6px;padding:10px 12px;margin-top:8px;
+white-space:pre-wrap;overflow-wrap:anywhere}
 .card{display:flex;flex-direction:column;background:var(--card);border:1px solid var(--line);
 border-radius:10px;padding:16px 18px;margin:0;min-width:0}
 section>.card{margin-top:18px}h2+.card{margin-top:0}

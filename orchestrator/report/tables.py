@@ -6,7 +6,7 @@ from itertools import groupby
 import numpy as np
 
 from orchestrator.report.curves import MARKED
-from orchestrator.report.figures import WALL_PARTS, phase_seconds, step_percentiles
+from orchestrator.report.figures import WALL_PARTS, phase_seconds, spans, step_percentiles, step_seconds
 from orchestrator.report.markup import Html, Row, element, folded, join, nothing, table
 from orchestrator.report.record import Event, Record, number
 from orchestrator.report.wording import count, duration, percent, since, size
@@ -22,7 +22,7 @@ def phase_table(record: Record) -> Html:
     """Seconds and share of each phase, the legend of both phase charts."""
     seconds = phase_seconds(record)
     total = float(seconds.sum())
-    num_steps = max(len(record.steps), 1)
+    num_steps = max(float(spans(record).sum()), 1.0)
     rows = [
         Row((_swatch(phase), *_phase_cells(float(value), total, num_steps)))
         for phase, value in zip(PHASES, seconds, strict=True)
@@ -47,7 +47,7 @@ def slowest_steps(record: Record, num_rows: int = 6) -> Html:
     if not places:
         return nothing("No step yet.")
     summary = ", ".join(f"p{share} {duration(at)}" for share, at in places.items() if share < 100)
-    steps, step_s = record.steps, np.nan_to_num(record.steps.column("step_s"))
+    steps, step_s = record.steps, np.nan_to_num(step_seconds(record))
     rows = []
     for index in np.argsort(-step_s, kind="stable")[:num_rows]:
         seconds = np.nan_to_num(steps.seconds[index])
@@ -159,7 +159,7 @@ def _fields(event: Event) -> str:
     return "; ".join(f"{name} {text}" for name, text in texts.items())
 
 
-def _phase_cells(seconds: float, total: float, num_steps: int) -> tuple[str, str, str]:
+def _phase_cells(seconds: float, total: float, num_steps: float) -> tuple[str, str, str]:
     return duration(seconds), percent(seconds / total, 1) if total else "", duration(seconds / num_steps)
 
 

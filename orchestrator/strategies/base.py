@@ -31,6 +31,13 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Note totals that became known after the last step."""
+
+    known: "Known"
+
+
+@dataclass(frozen=True)
 class EndEpoch:
     """All samples of the epoch are consumed: evaluate and commit."""
 
@@ -45,7 +52,7 @@ class Stop:
     """End here, before the experiment does; what was trained is committed."""
 
 
-Turn = Step | EndEpoch | Commit | Stop
+Turn = Step | Note | EndEpoch | Commit | Stop
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Known:
 @dataclass
 class Books:
     """What a server noted of all workers' steps. `progress`: of the newest commit; all else since then, but for what is
-    of the whole run: `updates`, `updates_lost`, `staleness` of updates -> how often.
+    of the whole run: `updates`, `updates_lost`, gradients `dropped`, `staleness` of updates -> how often.
     """
 
     progress: dict[str, Any]
@@ -79,6 +86,7 @@ class Books:
     seconds: dict[str, float] = field(default_factory=dict)
     updates: int = 0
     updates_lost: int = 0
+    dropped: int = 0
     staleness: dict[str, int] = field(default_factory=dict)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.strategy import LocalConfig, OuterConfig
 from orchestrator.strategies.base import Known, Learns, Precise, Run, Step, Turn
-from orchestrator.strategies.lock_step import LockStep
+from orchestrator.strategies.lock_step import Grouped
 
 MOMENTUM = "outer_momentum"
 _COUNTER = "step"
@@ -50,7 +50,7 @@ class _Learner(Learns, Protocol):
     def precision(self) -> _Scaled: ...
 
 
-class Local(LockStep):
+class Local(Grouped):
     """Average weights every `config.every` steps, over the process group if there is one, and where all must be alike.
 
     Steps count from the start of the run, so a resumed run averages where the uninterrupted one does. A worker's loss
@@ -59,10 +59,8 @@ class Local(LockStep):
     """
 
     def __init__(self, config: LocalConfig) -> None:
+        super().__init__()
         self._config = config
-        self._grouped = dist.is_initialized()
-        if self._grouped:
-            self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._totals: Tensor | None = None
         self._own = self._all = 0  # samples since the last average
         # Plain averages need neither; these are two copies of the weights.
@@ -166,25 +164,6 @@ class Local(LockStep):
 
     def load(self, state: dict[str, Tensor]) -> None:
         self._momentum = state.get(MOMENTUM) if self._outer is not None else None
-
-    def sum(self, values: Tensor) -> Callable[[], Tensor]:
-        if not self._grouped:
-            return super().sum(values)
-        work = dist.all_reduce(values, async_op=True)
-
-        def wait() -> Tensor:
-            work.wait()
-            return values
-
-        return wait
-
-    def share_buffers(self, model: nn.Module) -> None:
-        for buffer in model.buffers() if self._grouped else ():
-            dist.broadcast(buffer, src=0)
-
-    def barrier(self) -> None:
-        if self._grouped:
-            dist.barrier()
 
 
 def outer_step(theta: Tensor, mean: Tensor, momentum: Tensor, config: OuterConfig) -> None:

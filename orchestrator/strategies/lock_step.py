@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from orchestrator.strategies.base import Books, Commit, EndEpoch, Known, Learns, Run, Step, Stop, Turn
@@ -103,3 +104,31 @@ class LockStep:
 
     def barrier(self) -> None:
         pass
+
+
+class Grouped(LockStep):
+    """The workers of a process group, if there is one; else a single worker."""
+
+    def __init__(self) -> None:
+        self._grouped = dist.is_initialized()
+        if self._grouped:
+            self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+
+    def sum(self, values: Tensor) -> Callable[[], Tensor]:
+        if not self._grouped:
+            return super().sum(values)
+        work = dist.all_reduce(values, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return values
+
+        return wait
+
+    def share_buffers(self, model: nn.Module) -> None:
+        for buffer in model.buffers() if self._grouped else ():
+            dist.broadcast(buffer, src=0)
+
+    def barrier(self) -> None:
+        if self._grouped:
+            dist.barrier()

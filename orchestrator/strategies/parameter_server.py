@@ -21,7 +21,7 @@ from orchestrator.errors import RunError
 from orchestrator.parameter_server.client import Client, Rejoin
 from orchestrator.parameter_server.messages import End, Evaluation, Lead, Push, Refused, Reply, Share, State
 from orchestrator.parameter_server.messages import Turn as Told
-from orchestrator.strategies.base import Books, Commit, EndEpoch, Known, Learns, Overtaken, Run, Step, Stop, Turn
+from orchestrator.strategies.base import Books, Commit, EndEpoch, Known, Learns, Note, Overtaken, Run, Step, Stop, Turn
 from orchestrator.strategies.flat import FlatModel
 from pipelines.loader import Batch
 from pipelines.order import Epoch, Position
@@ -109,6 +109,9 @@ class ParameterServer:
                 self._join()
                 continue
             self._lap("communication")
+            if told is not None and self._window is not None:
+                window, self._window = self._window, None
+                yield Note(window)
             match told:
                 case None:
                     self._share, batch = self._store.pop(0)
@@ -299,5 +302,5 @@ def _nothing(phase: str) -> None:
 
 
 _OF_LEDGER = (
-    "steps", "loss", "samples", "counts", "replaced", "seconds", "updates", "updates_lost", "staleness",
+    "steps", "loss", "samples", "counts", "replaced", "seconds", "updates", "updates_lost", "dropped", "staleness",
 )  # fmt: skip

@@ -8,14 +8,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from orchestrator.strategies.lock_step import LockStep
+from orchestrator.strategies.lock_step import Grouped, LockStep
 
 
 class OneWorker(LockStep):
     """A single worker."""
 
 
-class Sync(LockStep):
+class Sync(Grouped):
     """All-reduce by DistributedDataParallel over the process group that Ray Train has set up.
 
     Gradients are added, not averaged: each worker's loss is divided by the size of the global step already,
@@ -26,8 +26,7 @@ class Sync(LockStep):
     phase_after_backward = "communication"
 
     def __init__(self) -> None:
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
+        super().__init__()
         self._parallel: DistributedDataParallel | None = None
 
     def wrap(self, model: nn.Module, lap: Callable[[str], None]) -> nn.Module:
@@ -53,19 +52,3 @@ class Sync(LockStep):
     def part(self, last: bool) -> AbstractContextManager[object]:
         assert self._parallel is not None, "wrap comes before part"
         return nullcontext() if last else self._parallel.no_sync()
-
-    def sum(self, values: Tensor) -> Callable[[], Tensor]:
-        work = dist.all_reduce(values, async_op=True)
-
-        def wait() -> Tensor:
-            work.wait()
-            return values
-
-        return wait
-
-    def share_buffers(self, model: nn.Module) -> None:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
-
-    def barrier(self) -> None:
-        dist.barrier()

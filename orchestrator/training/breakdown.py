@@ -15,7 +15,8 @@ def check(training: Training, batch: Batch, known: Known) -> None:
     """
     bad_ranks = known.values[LOSS_AND_FLAGS + training.learner.num_counts :]
     if any(bad_ranks):
-        raise _non_finite(training, batch, known.step, [rank for rank, bad in enumerate(bad_ranks) if bad])
+        since = int(max(bad_ranks)) - 1  # steps after the first bad one, whose totals were added up
+        raise _non_finite(training, batch, since, known.step - since, [r for r, bad in enumerate(bad_ranks) if bad])
     if training.learner.precision.skipped_in_a_row > MAX_SKIPPED_STEPS:
         raise _overflowing(training, known.step)
     num_samples, max_bad = training.train_epoch.num_samples, training.experiment.data.max_bad
@@ -24,10 +25,12 @@ def check(training: Training, batch: Batch, known: Known) -> None:
         raise too_many_bad_samples(known.epoch_replaced, num_samples, max_bad, training.log.quarantined())
 
 
-def _non_finite(training: Training, batch: Batch, step: int, ranks: list[int]) -> NonFiniteLoss:
+def _non_finite(training: Training, batch: Batch, since: int, step: int, ranks: list[int]) -> NonFiniteLoss:
     mine, world_size = training.strategy.rank, training.strategy.world_size
+    epoch = training.train_epoch
     shares = [
-        batch.positions if rank == mine else training.train_epoch.share(batch.step, rank, world_size) for rank in ranks
+        epoch.share(batch.step - since, rank, world_size) if since or rank != mine else batch.positions
+        for rank in ranks
     ]
     ids = [name for share in shares for name in training.sample_ids(batch.epoch, share)]
     more = len(ids) - MAX_IDS_IN_MESSAGE

@@ -1,11 +1,11 @@
 """Evaluation over all samples, by all workers, exactly: nothing is padded, dropped or counted twice."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrator.strategies.base import Strategy
 from orchestrator.training.learner import Learner
@@ -34,8 +34,8 @@ def evaluate(
     model, task = learner.model, learner.task
     totals = torch.zeros(2 + learner.num_counts, dtype=torch.float64, device=learner.device)
     everything = _Everything(epoch.num_samples, learner) if task.over_all else None
-    model.eval()
-    with learner.average.applied_to(model) if learner.average else nullcontext(), torch.inference_mode():
+    averaged = learner.average.applied_to(model) if learner.average else nullcontext()
+    with _in_eval_mode(model), averaged, torch.inference_mode():
         strategy.share_buffers(model)
         for batch in strategy.evaluation_batches(batches, epoch):
             images, targets = to_device(batch, training=False)
@@ -46,7 +46,6 @@ def evaluate(
             totals[2:] += task.counts(outputs, targets.labels)
             if everything is not None:
                 everything.add(batch.positions, outputs, targets.labels)
-    model.train()
     parts = [totals] if everything is None else [totals, *everything.parts]
     together = strategy.sum(torch.cat([part.double().flatten() for part in parts]))()
     sums = torch.split(together, [part.numel() for part in parts])
@@ -57,6 +56,16 @@ def evaluate(
         outputs, labels = everything.of_all(sums[1], sums[2])
         figures = {name: figure(outputs, labels) for name, figure in task.over_all.items()} | figures
     return Evaluation(loss / samples, int(samples), figures)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Until all is evaluated, or something else is to be done instead."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
 
 
 class _Everything:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from orchestrator.strategies.base import Commit, EndEpoch, Known, Overtaken, Step, Stop
+from orchestrator.strategies.base import Commit, EndEpoch, Known, Note, Overtaken, Step, Stop
 from orchestrator.training.accounting import Seconds, StepClock, data_wait_share, no_seconds, step_clock
 from orchestrator.training.breakdown import check
 from orchestrator.training.evaluate import Evaluation, evaluate
@@ -37,6 +37,8 @@ def train(training: Training) -> str:
         match turn:
             case Step():
                 _step(training, wrapped, clock, turn)
+            case Note():
+                _noting_step(training, turn.known, time.time(), training.lr)(no_seconds())
             case EndEpoch():
                 clock.flush()
                 with suppress(Overtaken):
@@ -62,7 +64,7 @@ def _step(training: Training, wrapped: nn.Module, clock: StepClock, step: Step) 
     training.faults.before_step(step.number)  # what waits there counts as forward, as on a slow device
     # Dropout draws from (seed, step, share): a resumed run draws what the uninterrupted one would have.
     torch.manual_seed(mix("step", training.experiment.seed, step.number, step.part))
-    lr = _set_rate(training, step.number)
+    lr = training.lr = _set_rate(training, step.number)
     learner.optimizer.zero_grad(set_to_none=True)
     totals = _forward_backward(training, wrapped, clock, step, images, targets)
     strategy.update(learner, step, lr=lr, clip_grad_norm=training.experiment.train.clip_grad_norm)

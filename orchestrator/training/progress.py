@@ -34,8 +34,9 @@ class Progress:
     `position`: the next step to take. `steps`: optimizer steps taken. `samples`: samples consumed.
     `epoch_sums`, `epoch_seconds`, `epoch_replaced` (samples that could not be read): of the running epoch so far.
     `seconds`: of all steps so far. `val`, `best_val`: the figures of the newest evaluation by name, the best so far of
-    the one that decides. `updates`: of the weights, None if as many as steps; `updates_lost`: of those, how many were
-    lost and made again; `staleness`: how many updates old the weights of a gradient were -> how often.
+    the one that decides.
+    `updates`: of the weights, None if as many as steps; `updates_lost`: of those, how many were lost and made again;
+    `dropped`: gradients that came too late; `staleness`: how many updates old the weights of one were -> how often.
     """
 
     position: Position = field(default_factory=lambda: Position(0, 0))
@@ -51,6 +52,7 @@ class Progress:
     best_val: float | None = None
     updates: int | None = None
     updates_lost: int = 0
+    dropped: int = 0
     staleness: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ class Progress:
         self.epoch_replaced += books.replaced
         self.add_seconds(books.seconds)
         self.updates, self.updates_lost, self.staleness = books.updates, books.updates_lost, books.staleness
+        self.dropped = books.dropped
 
     def begin_epoch(self) -> None:
         self.epoch_sums = Sums()

@@ -69,6 +69,7 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     faults: Faults = field(default_factory=Faults)
     stopping: bool = False
+    lr: float = 0.0
     unnoted: Seconds = field(default_factory=no_seconds)
     unnoted_since: float = math.inf
 

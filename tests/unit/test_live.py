@@ -1,4 +1,4 @@
-"""What a person sees of a run where there is no terminal: plain lines."""
+"""What a person sees of a run: plain lines where there is no terminal, and figures that do not jump back."""
 
 import threading
 from dataclasses import replace
@@ -43,3 +43,36 @@ def test_a_step_that_takes_long_is_printed_once(
     live._print_lines(Console(), Channel([1, 1, 1, 2, 2, 3, 3], ended), plan, experiment, ended)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[1] for line in lines] == [f"step {step}/690" for step in (1, 2, 3)]
+
+
+SEEN = replace(VIEW, step=STEP | {"step": 40, "epoch": 1}, num_events=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"step": STEP | {"step": 42}}, (42, 0)),
+        ({"step": STEP | {"step": 38}}, (40, 1)),
+        ({"step": STEP | {"step": 38}, "attempt": 2}, (38, 0)),
+        ({"step": STEP | {"step": 38}, "num_events": 4, "events": ({"event": "commit"},)}, (40, 1)),
+        ({"step": STEP | {"step": 30}, "num_events": 4, "events": ({"event": "server"},)}, (30, 0)),
+        ({"step": STEP | {"step": 41}, "epoch": {"epoch": 1, "step": 46}}, (46, 1)),
+    ],
+    ids=["further", "delivered late", "another attempt", "a commit", "a server that began anew", "an epoch's end"],
+)
+def test_what_workers_of_a_server_deliver_late_does_not_take_a_run_back(
+    changes: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    step = live.in_order(replace(SEEN, **changes), SEEN).step
+    assert step is not None
+    assert (step["step"], step["epoch"]) == expected
+
+
+def test_the_time_left_is_that_of_the_steps_left_whoever_noted_them() -> None:
+    """10 steps of 64 samples at 64 samples a second, and one evaluation of 3 s."""
+    experiment = load_experiment(DIGITS, ["strategy={name: async, workers: 2}"])
+    plan = make_plan(experiment, Resources(2, 0), DataSize(1437, 360, Target("class", 10)), ModelSize(1, 1, 1))
+    epoch = {"epoch": 28, "step": 667, "evaluation_s": 3.0, "val_accuracy": 0.5}
+    view = replace(VIEW, step=STEP | {"step": 680, "epoch": 29}, epoch=epoch, images_per_s=64.0)
+    assert live.row(view, plan, experiment)["ETA"] == "0:13"
+    assert live.row(replace(view, images_per_s=0.0), plan, experiment)["ETA"] == "-"

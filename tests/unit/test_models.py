@@ -7,6 +7,7 @@ from torch import nn
 
 from orchestrator.config.experiment import ModelConfig
 from orchestrator.errors import InputError
+from orchestrator.models.mlp import Mlp
 from orchestrator.models.small import Block, SmallResNet, num_halvings
 from orchestrator.models.zoo import adapt_input_channels, build_model, check_model, model_names, outline
 
@@ -26,6 +27,27 @@ def build(name: str, channels: int = 3, image_size: int = 32, **options: Any) ->
 
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# --- mlp
+
+
+def test_mlp_has_the_weights_of_its_layers_and_trains_them_all() -> None:
+    model = Mlp(7, 3, 8, hidden=[20, 10])
+    sizes = [3 * 64 * 20 + 20, 20 * 10 + 10, 10 * 7 + 7]
+    assert sum(p.numel() for p in model.parameters()) == sum(sizes)
+    model(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_mlp_without_hidden_layers_is_a_linear_classifier() -> None:
+    assert [tuple(p.shape) for p in Mlp(7, 1, 4, hidden=[]).parameters()] == [(7, 16), (7,)]
+
+
+@pytest.mark.parametrize("hidden", [[0], [3, -1], ["4"]])
+def test_mlp_refuses_sizes_that_are_none(hidden: list[Any]) -> None:
+    with pytest.raises(ValueError, match="whole numbers >= 1"):
+        Mlp(7, 1, 4, hidden=hidden)
 
 
 # --- small_resnet
@@ -135,6 +157,7 @@ def test_names_are_ours_and_the_classification_networks_of_torchvision() -> None
     "name",
     [
         "small_resnet",
+        "mlp",
         "resnet20",
         "resnet18",
         "vit_b_16",

@@ -73,6 +73,67 @@ def test_actors_that_nothing_will_use_are_warned_about() -> None:
     assert plan("auto", Resources(2, 0), workers=0).warnings == ()
 
 
+ALONE = "in this process, without Ray"
+SERVED = "2 Ray Train workers, a parameter server of 1 shard"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "training", "batch"),
+    [
+        ("{workers: 1}", "1 Ray Train worker", "64 samples a worker and step"),
+        ("{workers: 0}", ALONE, "64 samples a worker and step"),
+        ("{workers: 2}", "2 Ray Train workers, all-reduce", "32 samples a worker and step"),
+        ("{workers: [1, 2]}", "1 to 2 Ray Train workers, all-reduce", "32 samples a worker and step"),
+        ("{name: local, workers: 2}", "2 Ray Train workers, weights averaged every 16 steps", "32 samples a worker"),
+        (
+            "{name: async, workers: 2}",
+            f"{SERVED}, asynchronous, rate divided by 1 + staleness",
+            "2 shares of 32 samples, handed to whoever is free",
+        ),
+        ("{name: async, workers: 0, scale_lr: false}", f"{ALONE}, a parameter server of 1 shard, asynchronous", "64 s"),
+        ("{name: stale, workers: 2, shards: 3}", "a parameter server of 3 shards, at most 3 updates stale", "2 shares"),
+        (
+            "{name: backup, workers: 2}",
+            f"{SERVED}, the first gradient of a step",
+            "1 share of 64 samples, handed to whoever is free, 1 of 2 workers to spare",
+        ),
+    ],
+)
+def test_what_the_plan_says_of_training_is_the_strategy(strategy: str, training: str, batch: str) -> None:
+    text = explained(f"strategy={strategy}")
+    assert f"{training}; on CPU" in text
+    assert f": {batch}" in text
+    assert ("memory of server" in text) == ("a parameter server" in text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("strategy={name: async, workers: 2}",), "8.0 MiB weights and state + 8.0 MiB copied for a snapshot + 16.0 "),
+        (("strategy={name: async, workers: 2, compensate: 0.04}",), "for a snapshot + 32.0 MiB gradients and weights"),
+        (("strategy={name: stale, workers: 2}",), "for a snapshot + 48.0 MiB gradients and weights under way"),
+        (("strategy={name: backup, workers: 2}",), "for a snapshot + 20.0 MiB gradients and weights under way"),
+        (
+            ("strategy={name: async, workers: 1}", "train.optimizer={name: adamw, lr: 0.1}", "train.ema_decay=0.9"),
+            "16.0 MiB weights, state and average + 16.0 MiB copied for a snapshot + 8.0 MiB",
+        ),
+        (
+            ("strategy={name: async, workers: 1}", "train.optimizer={name: sgd, lr: 0.1, momentum: 0.0}"),
+            "4.0 MiB weights and state",
+        ),
+    ],
+)
+def test_what_a_server_remembers_is_in_its_memory(overrides: tuple[str, ...], expected: str) -> None:
+    """1 Mi weights of 4 bytes: of every vector of their size it is 4 MiB."""
+    assert expected in explained(*overrides, model=ModelSize(2**20, 1000, 1000))
+
+
+def explained(*overrides: str, model: ModelSize = MODEL) -> str:
+    experiment, resources = load_experiment(DIGITS, overrides), Resources(2, 0)
+    made = make_plan(experiment, resources, DataSize(1437, 360, Target("class", 10)), model)
+    return explain_plan(experiment, made, model, resources)
+
+
 @pytest.mark.parametrize(("actors", "shown"), [("[2,8]", "2 to 8 actors for training, 1 for"), ("3", "3 actors for")])
 def test_the_actors_are_in_what_the_plan_says(actors: str, shown: str) -> None:
     resources = Resources(16, 1)

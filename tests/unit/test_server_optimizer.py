@@ -150,10 +150,18 @@ def test_a_foreign_state_is_refused_and_changes_nothing(other: str, size: int) -
     assert np.array_equal(optimizer.state()["momentum_buffer"], numbers(1, 10))
 
 
-@pytest.mark.parametrize("other", ["momentum", "adagrad"])
-def test_adamw_refuses_a_state_without_its_step(other: str) -> None:
-    with pytest.raises(CheckpointError, match=r"train\.optimizer: .* got \[\], must be step"):
-        build(RULES["adamw"], 10, 0).load(build(RULES[other], 10, 0).state())
+@pytest.mark.parametrize(
+    ("name", "other", "message"),
+    [
+        ("adamw", "momentum", r"got \[\], must be step"),
+        ("adagrad", "momentum", r"got \[\], must be step"),
+        ("adamw", "adagrad", "must be .*exp_avg"),
+        ("adagrad", "adamw", "must be .*sum"),
+    ],
+)
+def test_those_that_count_steps_refuse_a_state_of_another(name: str, other: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"train\.optimizer: .* {message}"):
+        build(RULES[name], 10, 0).load(build(RULES[other], 10, 0).state())
 
 
 def test_decay_of_more_weights_than_there_are_is_refused() -> None:

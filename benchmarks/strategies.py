@@ -116,7 +116,8 @@ def speed(args: argparse.Namespace) -> Figures:
     """Samples/s of each arm, and its ratio to sync in the same round."""
     found: Figures = {}
     for size in args.sizes:
-        for scenario, arms in ARMS[size].items():
+        for scenario, all_arms in ARMS[size].items():
+            arms = [arm for arm in all_arms if arm in args.arms]
             details: Figures = {}
             calls = {arm: partial(speed_of, size, scenario, arm, args, details) for arm in arms}
             values = measure.in_turns(calls, args.rounds)
@@ -230,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=("speed", "accuracy"), default=["speed"])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--arms", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="of the part speed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6, help="of the part speed")
     parser.add_argument("--step-ms", type=float, default=30.0, help="of the part speed")

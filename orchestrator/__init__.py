@@ -14,6 +14,7 @@ process.py     threads and memory of a process that computes as the plan says
 results.py     what is said of a run that has ended
 replica_groups.py  Ray Train's workers, each replaced without the others
 served.py      runs that a parameter server leads: the server, its feeds, its workers
+server_actors.py  what of a server runs in actors: without torch
 worker.py      what runs in every worker: tables of names -> the parts of the loop
 training/      the loop and its parts: plain torch, no Ray
 parameter_server/  the server: plain classes over NumPy

@@ -37,15 +37,13 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.run_log import RunLog
 from orchestrator.served import (
     PURPOSES,
-    FeedActor,
-    FollowerActor,
     ServedGroup,
-    ServerActor,
     served_stream,
     server_setup,
     train_in_served_group,
     train_served_here,
 )
+from orchestrator.server_actors import FeedActor, FollowerActor, ServerActor
 from orchestrator.stopping import in_thread, stopping
 from orchestrator.training.checkpoint_store import CheckpointStore
 from orchestrator.worker import GroupSetup, Outcome, Setup, train_here, train_in_group
@@ -231,11 +229,15 @@ class _Run:
         )
         name = f"{prepared.experiment.run.name}-{int(self._started)}"
         served = self._serve(group) if isinstance(prepared.experiment.strategy, ServedConfig) else None
-        while True:
-            try:
-                return in_thread(lambda: self._trainer(group, served, name, channel).fit().return_value)
-            except ray.train.TrainingFailedError as error:
-                self._decide(channel, error)
+        try:
+            while True:
+                try:
+                    return in_thread(lambda: self._trainer(group, served, name, channel).fit().return_value)
+                except ray.train.TrainingFailedError as error:
+                    self._decide(channel, error)
+        finally:
+            for actor in served.actors if served else ():  # those that have begun anew outlive their handles
+                ray.kill(actor)
 
     def _serve(self, group: GroupSetup) -> ServedGroup:
         """Start the parameter server, and the feeds that its workers get their samples from."""

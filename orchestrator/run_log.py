@@ -57,7 +57,7 @@ class RunLog:
         self._workers = 0
         self._restarts = 0
         self._failures: list[dict[str, Any]] = []
-        self._unanswered: dict[str, Any] | None = None
+        self._unanswered: list[dict[str, Any]] = []
         self._places: dict[int, WorkerPlace] = {}
         self._stop_signal: str | None = None
         self._step: dict[str, Any] | None = None
@@ -76,19 +76,10 @@ class RunLog:
         self._attempt += 1
         self._first_step = None
         self._recent.clear()
-        if self._unanswered is not None:
-            self._restarts += 1
-            cause = self._unanswered["cause"]
-            count = sum(failure["cause"] == cause for failure in self._failures)
-            budget = self._budget.get(cause)
-            self.event(
-                "restart",
-                f"restart {count} after a failure of {cause}",
-                cause=cause,
-                count=count,
-                budget=budget,
-            )
-            self._unanswered = None
+        if self._unanswered:
+            cause = self._unanswered[-1]["cause"]
+            self._unanswered.clear()
+            self._note_restart(cause, f"restart {self._num_failures(cause)} after a failure of {cause}")
         if before and before != workers:
             self.event("resize", f"{before} workers became {workers}", workers_before=before, workers=workers)
         self._drop_trace(step)
@@ -98,14 +89,19 @@ class RunLog:
         return self._attempt
 
     def rejoin(self, rank: int) -> None:
-        """Note that a worker that was lost is back, while the others went on."""
-        if self._unanswered is not None:
-            self._restarts += 1
-            cause = self._unanswered["cause"]
-            count = sum(failure["cause"] == cause for failure in self._failures)
-            message = f"rank {rank} is back; the others went on"
-            self.event("restart", message, cause=cause, count=count, budget=self._budget.get(cause), rank=rank)
-            self._unanswered = None
+        """Note that a worker has joined others that go on: one that was lost is back, if it was."""
+        answered = [failure for failure in self._unanswered if rank in failure["ranks"]]
+        if answered:
+            self._unanswered = [failure for failure in self._unanswered if failure not in answered]
+            self._note_restart(answered[-1]["cause"], f"rank {rank} is back; the others went on", rank=rank)
+
+    def _note_restart(self, cause: str, message: str, **fields: Any) -> None:
+        self._restarts += 1
+        count, budget = self._num_failures(cause), self._budget.get(cause)
+        self.event("restart", message, cause=cause, count=count, budget=budget, **fields)
+
+    def _num_failures(self, cause: str) -> int:
+        return sum(failure["cause"] == cause for failure in self._failures)
 
     def place(self, worker: WorkerPlace) -> None:
         """Note where a worker runs, in place of what was noted for its rank before."""
@@ -131,6 +127,7 @@ class RunLog:
         self._events.append(event)
         self._num_events += 1
         if name == "commit":
+            self._drop_trace(fields["step"])  # a server that was killed may have been further
             self._folder.upload()
             self._folder.refresh_lock()
 
@@ -153,7 +150,7 @@ class RunLog:
         places = [self._places[rank] for rank in ranks if rank in self._places]
         failure = {"cause": cause, "ranks": ranks, "nodes": sorted({p.node for p in places}), "error": error}
         self._failures.append(failure | {"places": places})
-        self._unanswered = failure
+        self._unanswered.append(failure)
         who = f"rank {', '.join(map(str, ranks))}" if ranks else "the run"
         lines = error.strip().splitlines()
         self.event("failure", f"{who} failed: {lines[-1] if lines else 'no message'}", **failure)

@@ -1,10 +1,7 @@
 """Runs that a parameter server leads: what makes the server, the feeds of samples, and what runs in every worker."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
@@ -12,9 +9,8 @@ import ray.train
 
 from orchestrator.channel import ActorCalls, ActorChannel, Channel
 from orchestrator.config.experiment import Experiment, OptimizerConfig
-from orchestrator.config.strategy import AsyncConfig, BackupConfig, FaultsConfig, ServedConfig, StaleConfig
+from orchestrator.config.strategy import AsyncConfig, BackupConfig, ServedConfig, StaleConfig
 from orchestrator.parameter_server.client import Calls, Client, DirectCalls
-from orchestrator.parameter_server.follower import Follower
 from orchestrator.parameter_server.ledger import Course
 from orchestrator.parameter_server.optimizer import OptimizerRule
 from orchestrator.parameter_server.partition import partition
@@ -23,16 +19,15 @@ from orchestrator.parameter_server.server import ParameterServer as Server
 from orchestrator.parameter_server.setup import ServerSetup
 from orchestrator.parameter_server.sharded_client import ShardedClient
 from orchestrator.parameter_server.transport import WorkerEnd
-from orchestrator.strategies.parameter_server import Fetch, ParameterServer, Rows
-from orchestrator.training.faults import due_shards
+from orchestrator.server_actors import Ears
+from orchestrator.strategies.parameter_server import Fetch, ParameterServer
 from orchestrator.worker import GroupSetup, Outcome, Setup, train_with
 from orchestrator.worker_log import trace_rows
-from pipelines.feed import Feed
 from pipelines.layout import Layout
 from pipelines.loader import Batch, batches_of_chunk
 from pipelines.order import Epoch, Position
 from pipelines.produce import Recipe
-from pipelines.stages import Stream, arrays_of, references
+from pipelines.stages import Stream, arrays_of
 
 PURPOSES = ("train", "val")
 FETCH_TIMEOUT_S = 60.0
@@ -105,46 +100,6 @@ def _overlaps(config: ServedConfig) -> bool:
             return False
 
 
-class Ears:
-    """Tells the run log what happens in the server, and carries out its faults."""
-
-    def __init__(self, channel: Channel, faults: FaultsConfig, shard: int) -> None:
-        self._channel, self._faults, self._shard = channel, faults, shard
-
-    def event(self, name: str, message: str, **fields: Any) -> None:
-        self._channel.tell("add", [("event", {"name": name, "message": message} | fields)])
-
-    def trace(self, rank: int, step: int, rows: Rows) -> None:
-        self._channel.call("trace", rank, step, rows)
-
-    def step_taken(self, step: int) -> None:
-        for key in due_shards(self._faults, self._shard, step):
-            message = f"shard {self._shard} of the parameter server is killed after step {step}, as faults says"
-            if self._channel.call("fire", key, message, {"kind": "kill", "shard": self._shard, "step": step}):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-class ServerActor(Server):
-    """The server as an actor of its own."""
-
-    def __init__(self, setup: ServerSetup, run_log: str, faults: FaultsConfig) -> None:
-        super().__init__(setup, Ears(ActorChannel(ray.get_actor(run_log)), faults, 0))
-
-
-class FollowerActor(Follower):
-    """A further shard as an actor of its own."""
-
-    def __init__(self, setup: ServerSetup, index: int, run_log: str, faults: FaultsConfig) -> None:
-        super().__init__(setup, index, Ears(ActorChannel(ray.get_actor(run_log)), faults, index))
-
-
-class FeedActor(Feed):
-    """The chunks of a stream of Ray Data, for whoever asks."""
-
-    def __init__(self, stream: Stream) -> None:
-        super().__init__(partial(references, stream))
-
-
 @dataclass(frozen=True)
 class ServedGroup:
     """What a worker is told beside the setup of a group. `feeds`: actors by purpose, and their layouts of chunks.
@@ -155,6 +110,10 @@ class ServedGroup:
     group: GroupSetup
     shards: tuple[Any, ...]
     feeds: dict[str, tuple[Any, Layout]]
+
+    @property
+    def actors(self) -> tuple[Any, ...]:
+        return (*self.shards, *(feed for feed, _ in self.feeds.values()))
 
 
 def served_stream(group: GroupSetup, purpose: str, start: Position) -> Stream:

@@ -174,10 +174,10 @@ def train_with(
     if newest is not None:
         learner.restore(newest)
         strategy.load(newest.optimizer.get(STRATEGY, {}))
-    begins, back = strategy.join(learner, progress.to_json())
+    begins, joins = strategy.join(learner, progress.to_json())
     if begins:
         channel.call("begin", progress.position.epoch, progress.steps, strategy.world_size)
-    elif back:
+    elif joins:
         channel.call("rejoin", strategy.rank)
     strategy.barrier()
     training = Training(

@@ -1,7 +1,8 @@
-"""Commands of `convoy` one after the other in one Ray, whose start takes ten seconds of two cores.
+"""Commands of `convoy` one after the other in one Ray, whose start takes two cores ten seconds.
 
 `OneRay` is a test's side; the other, this file as a program, starts Ray and then does what each line says. Signals and
-kills are for that process and those below it, as they would be for a command of its own.
+kills are for that process and those below it, as they would be for a command of its own. After each command, nothing of
+its run may be left, and after the last one nothing of Ray.
 """
 
 import contextlib
@@ -18,8 +19,10 @@ from unittest.mock import patch
 from tests.conftest import ROOT, environment
 from tests.processes import own_processes
 
+OF_A_RUN = (b"RayTrainWorker", b"TrainController", b"ServerActor", b"FollowerActor", b"FeedActor", b"MapWorker")
 PATIENCE_S = 400.0
 POLL_S = 0.01
+SHOWN = 3000  # characters of each output, where a test fails
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,9 @@ class OneRay:
         self._wait(holds)
 
     def end(self) -> Ended:
-        """Wait for the end of the command."""
+        """Wait for the end of the command, and of all processes of its run."""
         self._wait(self._file("code").exists)
+        self._wait(lambda: not any(map(self.processes, OF_A_RUN)))
         self._is_going_on = False
         return Ended(int(self._file("code").read_text()), *(self._file(of).read_text() for of in ("stdout", "stderr")))
 
@@ -83,9 +87,10 @@ class OneRay:
         return list(own_processes(name, self._process.pid))
 
     def close(self) -> None:
-        """End Ray; the kernel ends its processes with the one that started them, if that must be killed."""
+        """End Ray; the kernel ends its processes with the one that started them, if that has to be killed."""
         if self._process is None:
             return
+        processes = self.processes(b"")
         process, self._process = self._process, None
         assert process.stdin is not None
         if self._is_going_on:
@@ -96,6 +101,10 @@ class OneRay:
             process.wait(timeout=60)
         finally:
             process.kill()
+        deadline = time.monotonic() + PATIENCE_S
+        while left := [pid for pid in processes if (Path("/proc") / str(pid)).exists()]:
+            assert time.monotonic() < deadline, f"still there: {left}"
+            time.sleep(POLL_S)
 
     def _start_ray(self) -> subprocess.Popen[bytes]:
         with self._file("ray").open("w") as output:
@@ -118,7 +127,7 @@ class OneRay:
 
     def _said(self) -> str:
         files = sorted(self._folder.glob(f"{self._number}-*")) + sorted(self._folder.glob("*-ray"))
-        return "\n".join(f"{file.name}: {file.read_text()}" for file in files)
+        return "\n".join(f"{file.name}: {file.read_text()[-SHOWN:]}" for file in files)
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{self._number}-{name}"
@@ -138,13 +147,12 @@ def _serve() -> None:
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
                 patch.object(sys, "argv", ["convoy", *arguments]),
-                contextlib.suppress(SystemExit),
             ):
                 try:
                     main()
                 except SystemExit as exit:
-                    Path(code + ".writing").write_text(str(exit.code))
-            Path(code + ".writing").rename(code)
+                    Path(f"{code}.writing").write_text(str(exit.code))
+            Path(f"{code}.writing").rename(code)
 
 
 if __name__ == "__main__":

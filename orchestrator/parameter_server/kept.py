@@ -31,7 +31,7 @@ class Kept:
         self._lines: dict[int, Line] = {}
         self._buffers: dict[int, Floats] = {}
         self._first_buffers: Floats | None = None
-        self._rows: dict[int, dict[str, list[Any]]] = {}
+        self._rows: dict[str, list[Any]] = {}
         self._updates: deque[Update] = deque(maxlen=_REMEMBERED)
         self._keeper = Keeper(Path(setup.folder), 0, setup.num_shards)
         self._saved = self._began_at = self._lost = 0
@@ -88,7 +88,7 @@ class Kept:
             "coordinator": self._coordinator.state(),
             "num_decayed": self._num_decayed,
             "buffers": None if buffers is None else buffers.tolist(),
-            "rows": {rank: {name: [*values] for name, values in rows.items()} for rank, rows in self._rows.items()},
+            "rows": {name: [*values] for name, values in self._rows.items()},
         }
         self._keeper.save(self._shard, extra)
 
@@ -102,7 +102,7 @@ class Kept:
         assert self._shard is not None
         self._shard.load(state)
         self._coordinator.load(extra["coordinator"])
-        self._rows = {int(rank): rows for rank, rows in extra["rows"].items()}
+        self._rows = extra["rows"]
         self._saved = self._began_at = self._coordinator.version
         self._ears.event(
             "server",

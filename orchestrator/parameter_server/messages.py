@@ -63,8 +63,8 @@ class Window:
 class Welcome:
     """`session`: who the worker is from now on. `wants_state`: it must `offer` the state that training begins with.
 
-    `shared`: whether numbers travel in the memory that was offered. `back`: whether its rank was here before. `era`: of
-    all shards, which began with the version `began_at`.
+    `shared`: whether numbers travel in the memory that was offered. `era`: of all shards, which began with the version
+    `began_at`.
     """
 
     session: int
@@ -72,7 +72,6 @@ class Welcome:
     version: int
     wants_state: bool
     shared: bool
-    back: bool
     era: int = 0
     began_at: int = 0
 

@@ -51,7 +51,6 @@ class ParameterServer(Kept):
         self._line_of, self._clock = line_of, clock
         self._changed = threading.Condition()
         self._offering: int | None = None
-        self._ranks: set[int] = set()
         self._era = time.time_ns()
         self._restore()
 
@@ -67,10 +66,8 @@ class ParameterServer(Kept):
             if wants_state:
                 self._offering = session
             self._changed.notify_all()
-            shared, back = self._lines[session].shared, rank in self._ranks
-            self._ranks.add(rank)
-            version, at = self._coordinator.version, self._began_at
-            return Welcome(session, self.incarnation, version, wants_state, shared, back, self._era, at)
+            shared, version, at = self._lines[session].shared, self._coordinator.version, self._began_at
+            return Welcome(session, self.incarnation, version, wants_state, shared, self._era, at)
 
     def offer(self, session: int, state: State, num_decayed: int) -> bool:
         """The state that training begins with, or goes on from; the first `num_decayed` weights decay."""
@@ -163,10 +160,8 @@ class ParameterServer(Kept):
         rank = coordinator.members[session].rank
         if push.buffers is not None:
             self._buffers[rank] = push.buffers
-        if push.rows is not None:
-            rows = self._rows.setdefault(rank, {name: [] for name in push.rows})
-            for name, values in push.rows.items():
-                rows[name] += values
+        for name, values in (push.rows or {}).items():
+            self._rows.setdefault(name, []).extend(values)
         if updates and saves:
             self._save()
         if updates:
@@ -236,6 +231,8 @@ class ParameterServer(Kept):
                     now = self._clock()
                     if sums is not None or now >= deadline:
                         return sums
+                    if self._coordinator.end is not None:
+                        return Refused("round")  # who failed will not say what it found
                     self._changed.wait(min(TICK_S, deadline - now))
                     self._look_for_silence()
             except KeyError:
@@ -262,9 +259,9 @@ class ParameterServer(Kept):
             if coordinator.leader != session:
                 return None
             epoch, step, steps = coordinator.position()
-            for rank, rows in self._rows.items():
-                self._ears.trace(rank, steps, rows)
-            self._rows = {}
+            if self._rows:
+                self._ears.trace(steps, self._rows)
+                self._rows = {}
             return coordinator.ledger.to_json() | {"epoch": epoch, "step": step, "steps": steps}
 
     def committed(self, session: int, progress: dict[str, Any]) -> bool:

@@ -168,7 +168,8 @@ class Strategy(Protocol):
     def join(self, learner: Learns, progress: dict[str, Any]) -> tuple[bool, bool]:
         """Be there, before the first turn. `progress`: of the newest commit, whose state `learner` has.
 
-        Returns: whether it is this worker with which the run begins, and whether it is one that was lost, and is back.
+        Returns: whether it is this worker with which the run begins, and whether it joins others that go on: for the
+        first time, or because one of its rank was lost.
         """
 
     def turns(self, run: Run) -> Iterator[Turn]:

@@ -32,8 +32,7 @@ class FlatModel:
         self._gradient = self._new()
         self._gradient_views = list(self._views(self._gradient))
         self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._host = self._new("cpu", pinned=True) if self.device.type == "cuda" else None
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._link = _Link(self.size, self.device) if self.device.type == "cuda" else None
 
     @property
     def size(self) -> int:
@@ -41,22 +40,28 @@ class FlatModel:
 
     @torch.no_grad()
     def gradient(self) -> Floats:
-        """The gradients (size,) on the host; zero where a parameter has none. They hold until the next call."""
+        """The gradients (size,) on the host; zero where a parameter has none. They hold until the next call.
+
+        What is done with the weights meanwhile does not change them.
+        """
         there = [(view, p.grad) for view, p in zip(self._gradient_views, self.parameters, strict=True)]
         with_gradient = [(view, gradient) for view, gradient in there if gradient is not None]
         if len(with_gradient) < len(there):
             self._gradient.zero_()
         torch._foreach_copy_([view for view, _ in with_gradient], [gradient for _, gradient in with_gradient])
-        return self._to_host(self._gradient)
+        return self._gradient.numpy() if self._link is None else self._link.down(self._gradient)
 
     @torch.no_grad()
     def set_weights(self, weights: Floats) -> None:
         """Take weights (size,) from the host."""
-        self._take(self._weights, weights)
+        if self._link is None:
+            np.copyto(self._weights.numpy(), weights)
+        else:
+            self._link.up(weights, self._weights)
 
     def weights(self) -> Floats:
         """A copy (size,) on the host."""
-        return self._to_host(self._weights).copy()
+        return self._weights.cpu().numpy().copy()
 
     def buffers(self) -> Floats | None:
         """The floating-point buffers as one vector on the host; None if there are none."""
@@ -113,9 +118,9 @@ class FlatModel:
             view.copy_(named[names[id(parameter)]])
         return vector.numpy()
 
-    def _new(self, device: torch.device | str | None = None, *, pinned: bool = False) -> Tensor:
+    def _new(self, device: str | None = None) -> Tensor:
         total = sum(parameter.numel() for parameter in self.parameters)
-        return torch.zeros(total, device=device or self.device, pin_memory=pinned)
+        return torch.zeros(total, device=device or self.device)
 
     def _views(self, vector: Tensor) -> Iterator[Tensor]:
         """Of a flat vector, one for each parameter, of its shape and its order in memory."""
@@ -126,22 +131,26 @@ class FlatModel:
             yield part.as_strided(parameter.shape, stride)
             at += parameter.numel()
 
-    def _to_host(self, vector: Tensor) -> Floats:
-        if self._host is None or self._stream is None:
-            return vector.numpy()
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            self._host.copy_(vector, non_blocking=True)
-        self._stream.synchronize()
-        return self._host.numpy()
 
-    def _take(self, vector: Tensor, values: Floats) -> None:
-        if self._host is None or self._stream is None:
-            np.copyto(vector.numpy(), values)
-            return
-        np.copyto(self._host.numpy(), values)
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+class _Link:
+    """Between a GPU and pinned memory of the host, one buffer each way, on a stream of its own."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._device = device
+        self._from_device, self._to_device = (torch.zeros(size, pin_memory=True) for _ in range(2))
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def down(self, vector: Tensor) -> Floats:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            vector.copy_(self._host, non_blocking=True)
-        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            self._from_device.copy_(vector, non_blocking=True)
         self._stream.synchronize()
+        return self._from_device.numpy()
+
+    def up(self, values: Floats, vector: Tensor) -> None:
+        np.copyto(self._to_device.numpy(), values)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            vector.copy_(self._to_device, non_blocking=True)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._stream.synchronize()  # the buffer is written to again

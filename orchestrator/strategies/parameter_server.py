@@ -76,7 +76,7 @@ class ParameterServer:
     def join(self, learner: Learns, progress: dict[str, Any]) -> tuple[bool, bool]:
         """Join the server, before the first turn. `progress`: of the newest commit, whose state `learner` has.
 
-        Returns: whether the server begins with it, and whether this rank was here before.
+        Returns: whether the server begins with it, and whether others go on with the server's.
         """
         self._learner = learner
         self._flat = FlatModel(learner.model, learner.optimizer)
@@ -94,7 +94,7 @@ class ParameterServer:
     def _join(self) -> tuple[bool, bool]:
         self._store, self._lost, self._leads = [], False, False
         welcome = self._client.join(lambda: (self._first, self._flat.num_decayed))
-        return welcome.wants_state, welcome.back
+        return welcome.wants_state, not welcome.wants_state
 
     # --- turns
 

@@ -80,6 +80,8 @@ def _step(training: Training, wrapped: nn.Module, clock: StepClock, step: Step) 
 def _advance(training: Training, known: Known | None) -> None:
     progress = training.progress
     progress.steps += 1
+    if progress.updates is not None:  # a parameter server has led the run before
+        progress.updates += 1
     progress.position = Position(progress.position.epoch, progress.position.step + 1)
     if known is not None:
         loss, samples, stop, _, *rest = known.values

@@ -17,6 +17,8 @@ class Keeper:
         self._folder, self._index, self._count = folder, index, count
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._saving: Future[None] | None = None
+        self.failed = ""
+        """Why the last snapshot could not be written; empty if it could."""
 
     def save(self, shard: Shard, extra: dict[str, Any]) -> None:
         """Copy the shard now, under the caller's lock, and write it later; left out while the last one is written."""
@@ -42,5 +44,10 @@ class Keeper:
         return max(set.intersection(*of_all), default=None)
 
     def _write(self, snapshot: Snapshot) -> None:
-        save(self._folder, snapshot)
-        prune(self._folder, self._index, self._count, keep=KEPT, newest=snapshot.state["version"])
+        try:
+            save(self._folder, snapshot)
+            prune(self._folder, self._index, self._count, keep=KEPT, newest=snapshot.state["version"])
+        except OSError as error:
+            self.failed = str(error)
+        else:
+            self.failed = ""

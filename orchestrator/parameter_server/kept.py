@@ -35,6 +35,7 @@ class Kept:
         self._updates: deque[Update] = deque(maxlen=_REMEMBERED)
         self._keeper = Keeper(Path(setup.folder), 0, setup.num_shards)
         self._saved = self._began_at = self._lost = 0
+        self._told_failed = False
 
     def _new_coordinator(self) -> Coordinator:
         """With sessions that no other one has given."""
@@ -91,6 +92,10 @@ class Kept:
             "rows": {name: [*values] for name, values in self._rows.items()},
         }
         self._keeper.save(self._shard, extra)
+        if self._keeper.failed and not self._told_failed:
+            why = f"a snapshot of the parameter server could not be written: {self._keeper.failed}"
+            self._ears.event("snapshot_failed", f"{why}. If it is killed, training begins at an older one.")
+        self._told_failed = bool(self._keeper.failed)
 
     def _restore(self) -> None:
         snapshot = self._keeper.newest()

@@ -5,7 +5,7 @@ Calls are pickled on the way, as to an actor. A worker acts when it is told to, 
 
 import pickle
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from orchestrator.parameter_server.client import Answered, Client, Pending, Rejo
 from orchestrator.parameter_server.ledger import Course
 from orchestrator.parameter_server.messages import End, Evaluation, Floats, Lead, Push, Reply, Share, State, Wait
 from orchestrator.parameter_server.optimizer import OptimizerRule
+from orchestrator.parameter_server.partition import partition
 from orchestrator.parameter_server.rules import Each, First, Rule, WithinBound
 from orchestrator.parameter_server.server import ParameterServer
 from orchestrator.parameter_server.setup import ServerSetup
+from orchestrator.parameter_server.sharded_client import ShardedClient
 from orchestrator.parameter_server.transport import WorkerEnd
 
 SIZE, RATE = 40, 0.3
@@ -59,11 +61,11 @@ class Clock:
 
 
 class Heard:
-    """Keeps what a server says. `rows` are of all traces together."""
+    """Keeps what a server says; of steps that are done again, the trace that is told last, as a run log does."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.rows: list[tuple[int, int]] = []
+        self._traces: dict[int, list[tuple[int, int]]] = {}
         self.steps: list[int] = []
 
     def event(self, name: str, message: str, **fields: Any) -> None:
@@ -71,8 +73,12 @@ class Heard:
         self.events.append((name, fields))
 
     def trace(self, step: int, rows: dict[str, list[Any]]) -> None:
-        del step
-        self.rows += zip(rows["epoch"], rows["share"], strict=True)
+        self._traces = {until: known for until, known in self._traces.items() if until < step}
+        self._traces[step] = [*zip(rows["epoch"], rows["share"], strict=True)]
+
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        return [row for rows in self._traces.values() for row in rows]
 
     def step_taken(self, step: int) -> None:
         self.steps.append(step)
@@ -92,28 +98,13 @@ def setup(folder: Path, rule: Rule | None = None, **options: Any) -> ServerSetup
     )
 
 
-class Place:
-    """Where a server runs, and may be killed and started again. A snapshot is on the disk when a call has returned.
+class Remote:
+    """Calls to what may be killed. A snapshot is on the disk when a call has returned."""
 
-    `losses`, `commits`: of all workers, in order.
-    """
-
-    def __init__(self, what: ServerSetup, clock: Clock | None = None) -> None:
-        self.setup, self.clock, self.heard = what, clock or Clock(), Heard()
-        self.losses: list[float] = []
-        self.commits: list[dict[str, Any]] = []
-        self.server: ParameterServer | None = ParameterServer(what, self.heard, clock=self.clock)
+    server: Any = None
 
     def kill(self) -> None:
         self.server = None
-
-    def start(self) -> None:
-        assert self.server is None
-        self.server = ParameterServer(self.setup, self.heard, clock=self.clock)
-
-    def restart(self) -> None:
-        self.kill()
-        self.start()
 
     def begin(self, method: str, *args: Any, **kwargs: Any) -> Pending:
         if self.server is None:
@@ -126,14 +117,40 @@ class Place:
         return Answered(answer)
 
 
+class Place(Remote):
+    """Where a server runs, and may be started again. `losses`, `commits`: of all workers, in order."""
+
+    def __init__(self, what: ServerSetup, clock: Clock | None = None) -> None:
+        self.setup, self.clock, self.heard = what, clock or Clock(), Heard()
+        self.losses: list[float] = []
+        self.commits: list[dict[str, Any]] = []
+        self.start()
+
+    def start(self) -> None:
+        assert self.server is None
+        self.server = ParameterServer(self.setup, self.heard, clock=self.clock)
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+
 class Puppet:
-    """A worker that computes gradients by a formula. `after_compute` is called before a gradient is sent."""
+    """A worker that computes gradients by a formula. `shards`: further ones than the place's own."""
 
     def __init__(
-        self, place: Place, rank: int, gradient: Gradient = towards_goal, *, transport: str = "object_store"
+        self,
+        place: Place,
+        rank: int,
+        gradient: Gradient = towards_goal,
+        *,
+        transport: str = "object_store",
+        shards: Sequence[Remote] = (),
     ) -> None:
         self.place, self.rank, self.gradient = place, rank, gradient
-        self.client = Client(place, rank, WorkerEnd(transport, "fp32", SIZE, top_k=1.0))
+        calls = [place, *shards]
+        ends = [WorkerEnd(transport, "fp32", len(part), top_k=1.0) for part in partition(SIZE, len(calls))]
+        self.client = ShardedClient(calls, rank, ends, SIZE) if shards else Client(place, rank, ends[0])
         self.weights = START
         self.share: Share | None = None
         self.end: End | None = None

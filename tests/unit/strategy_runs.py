@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -62,7 +63,7 @@ class Trial:
     folder: Path
     overrides: tuple[str, ...] = ()
     network: Callable[[], nn.Module] = dense
-    stop_at: int = STEPS + 1
+    stop_at: float = inf
     bad: tuple[int, ...] = ()
 
     @property

@@ -113,3 +113,11 @@ def test_a_snapshot_is_of_its_moment_however_long_it_takes_to_write(
     assert place.heard.named("server")[-1]["version"] == 1
     train(puppet)
     assert Counter(place.heard.rows) == each_share_once()
+
+
+def test_a_snapshot_that_cannot_be_written_is_told_of_once_and_training_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    place = Place(setup(tmp_path / "taken", snapshot_every=1))
+    train(Puppet(place, 0))
+    assert len(place.heard.named("snapshot_failed")) == 1
+    assert Counter(place.heard.rows) == each_share_once()

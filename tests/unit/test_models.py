@@ -208,8 +208,8 @@ def test_options_reach_the_builder() -> None:
         (
             "resnet19",
             {},
-            'model.name: got "resnet19", must be small_resnet, resnet20, resnet32, resnet44, resnet56, resnet110, mlp or '
-            "a classification network of torchvision "
+            'model.name: got "resnet19", must be small_resnet, resnet20, resnet32, resnet44, resnet56, resnet110, mlp '
+            "or a classification network of torchvision "
             "such as resnet18; did you mean resnet18?",
         ),
         ("ResNet18", {}, "did you mean resnet18?"),

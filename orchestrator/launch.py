@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator.channel import ActorChannel, Channel, DirectChannel
@@ -126,6 +128,7 @@ def connected_to_ray() -> Iterator[None]:
         os.environ.setdefault(name, value)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         ray.init(
+            address="local" if _is_gone(ray._private.utils.read_ray_address()) else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             include_dashboard=False,
@@ -138,6 +141,21 @@ def connected_to_ray() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _is_gone(address: str | None) -> bool:
+    """Whether Ray remembers a cluster of this machine that does not answer, such as one that was killed.
+
+    Ray (2.60) would try to reach it for minutes. RAY_ADDRESS, where it is set, is what the user wants.
+    """
+    if not address or os.environ.get("RAY_ADDRESS"):
+        return False
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return False
+    except (OSError, ValueError):
+        return True
 
 
 def _quiet_ray() -> None:
@@ -236,8 +254,8 @@ class _Run:
                 except ray.train.TrainingFailedError as error:
                     self._decide(channel, error)
         finally:
-            for actor in served.actors if served else ():  # those that have begun anew outlive their handles
-                ray.kill(actor)
+            for actor in (*channel.call("controllers"), *(served.actors if served else ())):
+                ray.kill(actor)  # a server that has begun anew outlives its handles
 
     def _serve(self, group: GroupSetup) -> ServedGroup:
         """Start the parameter server, and the feeds that its workers get their samples from."""
@@ -278,7 +296,7 @@ class _Run:
                 max_failures=max(0, experiment.failure.workers - failed),
                 controller_failure_limit=experiment.failure.setup,
             ),
-            callbacks=[_ReportFailures(channel, served.shards[0] if served else None)],
+            callbacks=[_ReportFailures(channel, served.shards[0] if served else None), _ReportController(channel)],
         )
         if served is not None:
             return DataParallelTrainer(
@@ -326,6 +344,21 @@ def _position(setup: Setup) -> Position:
     """Where the newest commit stands."""
     state = CheckpointStore(setup.checkpoints, keep=1).newest_state()
     return Position(**state["progress"]["position"]) if state else Position(0, 0)
+
+
+class _ReportController(ControllerCallback):
+    """Runs in Ray Train's controller: tells the run log which actor that is.
+
+    One that ends by itself runs destructors in an order that now and then holds it for ever, with all its memory, or
+    crashes it (Ray 2.60, CoreWorkerProcess::HandleAtExit); one that is killed does not.
+    """
+
+    def __init__(self, channel: ActorChannel) -> None:
+        self._channel = channel
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        del train_run_context
+        self._channel.call("note_controller", ray.get_runtime_context().current_actor)
 
 
 class _ReportFailures(ray.train.UserCallback):

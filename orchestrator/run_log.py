@@ -58,6 +58,7 @@ class RunLog:
         self._restarts = 0
         self._failures: list[dict[str, Any]] = []
         self._unanswered: list[dict[str, Any]] = []
+        self._controllers: list[Any] = []
         self._places: dict[int, WorkerPlace] = {}
         self._stop_signal: str | None = None
         self._step: dict[str, Any] | None = None
@@ -154,6 +155,13 @@ class RunLog:
         who = f"rank {', '.join(map(str, ranks))}" if ranks else "the run"
         lines = error.strip().splitlines()
         self.event("failure", f"{who} failed: {lines[-1] if lines else 'no message'}", **failure)
+
+    def note_controller(self, controller: Any) -> None:
+        """Note an actor that leads a worker group, for who started it to end it."""
+        self._controllers.append(controller)
+
+    def controllers(self) -> list[Any]:
+        return self._controllers
 
     def failures(self) -> list[dict[str, Any]]:
         """All failures since the run log began, each with the places of the workers that failed."""

@@ -12,7 +12,7 @@ Target: >= 0.95 with 1 and with 2 workers.
 Found (2 cores, Ray 2.60, November 2026): 1.01 and 0.87 (0.78 to 1.04), n=5. With two workers every core has a rank;
 the processes of Ray and Train, about 11 % of a core while nothing happens, take their time from one rank while the
 other waits. Forward and backward themselves are slower in the slow rounds, which is not explained. A Ray with its
-defaults idles at 16 % of a core: launch.OWN_RAY is what was turned off, beside fewer polls, deliveries and reports.
+defaults idles at 16 % of a core: ray_here.OWN_RAY is what was turned off, beside fewer polls, deliveries and reports.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from benchmarks import measure
 from benchmarks.plain_ddp import CHANNELS, CLASSES, DISTINCT_BATCHES, IMAGE_SIZE, WARM_UP_STEPS, batch
 from orchestrator.channel import ActorChannel
 from orchestrator.config.load import load_experiment
-from orchestrator.launch import connected_to_ray
 from orchestrator.models.size import measure as size_of_model
 from orchestrator.plan import DataSize, make_plan
 from orchestrator.prepare import resources_here
+from orchestrator.ray_here import connected_to_ray
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_log import RunLog
 from orchestrator.strategies.sync import OneWorker, Sync

@@ -38,8 +38,8 @@ from benchmarks import measure
 from benchmarks.photos import NUM_CLASSES, link_photos
 from orchestrator.channel import ActorChannel
 from orchestrator.config.load import load_experiment
-from orchestrator.launch import connected_to_ray
 from orchestrator.prepare import prepare, resources_here
+from orchestrator.ray_here import connected_to_ray
 from orchestrator.run_folder import RunFolder
 from orchestrator.run_log import RunLog
 from orchestrator.strategies.sync import OneWorker

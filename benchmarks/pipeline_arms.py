@@ -204,7 +204,7 @@ def loader_pil(work: Work) -> dict[str, float]:
 def ray_images(work: Work) -> dict[str, float]:
     import ray
 
-    from orchestrator.launch import connected_to_ray
+    from orchestrator.ray_here import connected_to_ray
 
     transform, size = tutorial_transform(work), work.task.batch
 
@@ -270,7 +270,7 @@ def convoy(work: Work) -> dict[str, float]:
     import ray
     import ray.train.torch
 
-    from orchestrator.launch import connected_to_ray
+    from orchestrator.ray_here import connected_to_ray
     from pipelines.stages import OrderedSplit, Pool, Stream
 
     size, batch = work.task.size, work.task.batch

@@ -31,6 +31,7 @@ from typing import Any
 from benchmarks import measure
 from orchestrator import launch
 from orchestrator.config.load import load_experiment
+from orchestrator.ray_here import connected_to_ray
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "experiments" / "digits.yaml"
@@ -245,7 +246,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=1000)
     args = parser.parse_args()
     here = measure.machine()
-    with launch.connected_to_ray():
+    with connected_to_ray():
         found = {part: {"speed": speed, "accuracy": accuracy}[part](args) for part in args.parts}
     for part, figures in found.items():
         record = {

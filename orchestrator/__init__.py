@@ -11,6 +11,7 @@ cluster_tuning.py  the measuring of them on each kind of node of a cluster
 launch.py      Plan -> run; the only file that starts one
 stopping.py    Ctrl-C and SIGTERM: commit at the next step boundary, then end
 process.py     threads and memory of a process that computes as the plan says
+ray_here.py    the Ray that a command uses, or starts for itself
 results.py     what is said of a run that has ended
 replica_groups.py  Ray Train's workers, each replaced without the others
 served.py      runs that a parameter server leads: the server, its feeds, its workers

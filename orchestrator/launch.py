@@ -7,15 +7,12 @@ failure policy, write the result.
 import contextlib
 import json
 import logging
-import os
 import shutil
-import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,6 +29,7 @@ from orchestrator.errors import InputError, RunError, RunGaveUp
 from orchestrator.failure import GiveUp, decide, why_it_gave_up
 from orchestrator.plan import Plan
 from orchestrator.prepare import Prepared, prepare, resources_here
+from orchestrator.ray_here import connected_to_ray, quiet_ray
 from orchestrator.replica_groups import ReplicaGroups
 from orchestrator.report.build import write_report
 from orchestrator.results import result_of
@@ -52,18 +50,6 @@ from orchestrator.worker import GroupSetup, Outcome, Setup, train_here, train_in
 from pipelines.order import Position
 from pipelines.stages import OrderedSplit, Stream
 
-POLL_INTERVAL_S = "1"  # of Ray Train's controller, for failures and the end; 2 s by default
-# For a Ray that is started here, for one run on one machine. It watches itself less: 16 % of a core by default while
-# nothing happens, 8 % so (2 cores, Ray 2.60, November 2026); and its workers are no nicer than what else runs.
-OWN_RAY = {
-    "LOG_NAME_UPDATE_INTERVAL_S": "30",  # of what would print the workers' logs
-    "RAY_enable_metrics_collection": "0",
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_worker_maximum_startup_concurrency": "8",
-}
 PROCESS_GROUP_TIMEOUT_S = 120
 
 logger = logging.getLogger(__name__)
@@ -114,54 +100,6 @@ def _check_identity(folder: RunFolder, prepared: Prepared) -> None:
                 f"{setting}: got {now}, but the run in {folder.path} was trained with {committed}. "
                 "A run goes on only as it began: change it back, or start another run by run.name=NAME."
             )
-
-
-@contextlib.contextmanager
-def connected_to_ray() -> Iterator[None]:
-    """Use the cluster that this process belongs to or that runs here, or start one for this run."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_INTERVAL_S)
-    _quiet_ray()
-    if ray.is_initialized():
-        yield
-        return
-    for name, value in OWN_RAY.items():
-        os.environ.setdefault(name, value)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
-        ray.init(
-            address="local" if _is_gone(ray._private.utils.read_ray_address()) else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False,
-            ignore_reinit_error=True,
-        )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _is_gone(address: str | None) -> bool:
-    """Whether Ray remembers a cluster of this machine that does not answer, such as one that was killed.
-
-    Ray (2.60) would try to reach it for minutes. RAY_ADDRESS, where it is set, is what the user wants.
-    """
-    if not address or os.environ.get("RAY_ADDRESS"):
-        return False
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=2):
-            return False
-    except (OSError, ValueError):
-        return True
-
-
-def _quiet_ray() -> None:
-    """What a run says about itself is ours; Ray says only what is wrong."""
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class _Run:
@@ -229,7 +167,7 @@ class _Run:
         prepared = self._prepared
         setup = prepared.setup(self._folder)
         train = train_served_here if isinstance(prepared.experiment.strategy, ServedConfig) else train_here
-        _quiet_ray()  # it would ask for reports of issues with its local mode
+        quiet_ray()  # it would ask for reports of issues with its local mode
         trainer = ray.train.torch.TorchTrainer(
             lambda: train(setup, channel, prepared.recipe(True), prepared.recipe(False)),
             scaling_config=ray.train.ScalingConfig(num_workers=0),

@@ -136,7 +136,7 @@ class OneRay:
 def _serve() -> None:
     # Here, so that a test's process does not import Ray.
     from orchestrator.cli import main
-    from orchestrator.launch import connected_to_ray
+    from orchestrator.ray_here import connected_to_ray
 
     with connected_to_ray():
         for line in sys.stdin:

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from orchestrator.config.load import load_experiment
-from orchestrator.launch import connected_to_ray, run
+from orchestrator.launch import run
+from orchestrator.ray_here import connected_to_ray
 from pipelines.pack import PackOptions, pack
 from pipelines.sources import open_source
 from tests.conftest import DIGITS, SMALL

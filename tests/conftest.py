@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
+
+if TYPE_CHECKING:
+    from tests.one_ray import OneRay
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "experiments" / "digits.yaml")
@@ -50,6 +54,20 @@ def step_losses(folder: Path) -> dict[int, float]:
     """The loss of each step, of its last attempt."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return result
+
+
+@pytest.fixture(scope="module")
+def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator["OneRay"]:
+    from tests.one_ray import OneRay  # which needs what is above
+
+    one_ray = OneRay(tmp_path_factory.mktemp("said"))
+    yield one_ray
+    one_ray.close()
 
 
 @pytest.fixture(scope="session")

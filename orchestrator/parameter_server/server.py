@@ -229,10 +229,10 @@ class ParameterServer(Kept):
                     self._coordinator.hear(session, self._clock())
                     sums = self._coordinator.evaluation(session, number)
                     now = self._clock()
+                    if sums is None and self._coordinator.end is not None:
+                        return Refused("round")  # who failed will not say what it found
                     if sums is not None or now >= deadline:
                         return sums
-                    if self._coordinator.end is not None:
-                        return Refused("round")  # who failed will not say what it found
                     self._changed.wait(min(TICK_S, deadline - now))
                     self._look_for_silence()
             except KeyError:

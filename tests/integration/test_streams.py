@@ -14,9 +14,10 @@ SCRIPT = Path(__file__).parent / "streams_on_ray.py"
 NUM, BATCH = 1437, 64
 LARGE_EPOCHS, LARGE_BYTES, STORE_BYTES = 3, 224 * 224, 200 * 2**20
 # Ray Data gives a pipeline half of the store. Beyond that is what is in hand when it is full: of each of two actors the
-# block that it makes and two that wait behind it (Ray Data's buffer for a task), two each of the split and the reader.
+# block that it makes and two that wait behind it (Ray Data's buffer for a task); and what the split hands over, what
+# the reader fetches ahead and what it reads, of each also the next, which comes before the last is let go.
 CHUNK_BYTES = 128 * LARGE_BYTES
-HIGH_WATER_BYTES = STORE_BYTES // 2 + (2 * 3 + 2 * 2) * CHUNK_BYTES
+HIGH_WATER_BYTES = STORE_BYTES // 2 + (2 * 3 + 3 * 2) * CHUNK_BYTES
 # A process that kept one chunk in eight of what passed through it between two epochs would grow by more.
 GROWTH_BYTES = 8 * 2**20
 

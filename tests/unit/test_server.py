@@ -198,6 +198,19 @@ def test_a_failure_of_one_ends_all(tmp_path: Path, begun: bool) -> None:
     assert {puppet.end for puppet in puppets} == {End("failed", "the loss became NaN")}
 
 
+def test_nobody_waits_for_what_one_that_failed_found_in_evaluation(tmp_path: Path) -> None:
+    place = Place(setup(tmp_path, Each(1), num_shares=1))
+    failing, other = Puppet(place, 0), Puppet(place, 1)
+    other.act()
+    reply = other.send()
+    assert reply.turn == Evaluation(1)
+    assert failing.client.evaluate_next(1) == 0
+    failing.client.fail("the disk is full")
+    other.do(reply)
+    other.act()
+    assert other.end == End("failed", "the disk is full")
+
+
 def test_one_worker_offers_the_state_and_another_if_it_is_gone(tmp_path: Path) -> None:
     place = Place(setup(tmp_path))
     first = place.begin("join", 0, Offer(), None).result()

@@ -14,6 +14,7 @@ overhead     images/s of the strategy sync over plain_ddp
 overlap      a run's time over the longer of pipeline and step; whether it tells its wait truly
 push_pull    a parameter server's push and pull over gloo's all-reduce
 strategies   samples/s and accuracy of sync, backup, stale, async and local SGD
+precision    rounding to few bits, and what networks learn in them
 pipeline     the input pipeline against its limit and against other ways; the ways themselves:
   pipeline_arms     what needs nothing but Convoy and its dependencies
   pipeline_peers    WebDataset, SPDL, DALI, where they are installed

@@ -82,7 +82,7 @@ def check(experiment: Experiment) -> None:
         "train.clip_grad_norm": config.clip_grad_norm == 0,
         "train.ema_decay": config.ema_decay == 0,
         "train.compile": not config.compile,
-        "precision": experiment.precision.default == "fp32",
+        "precision": experiment.precision.default.name == "fp32",
     }
     if missing := [name for name, is_done in done.items() if not is_done]:
         raise SystemExit(f"{', '.join(missing)}: this script has SGD, a cosine to zero, fp32 and nothing beside.")

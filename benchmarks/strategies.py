@@ -1,7 +1,8 @@
 """One experiment through all strategies: samples/s, staleness, and accuracy over time and samples.
 
-    python -m benchmarks.strategies                                   # speed, 25 minutes on two cores
+    python -m benchmarks.strategies                                   # speed, an hour on two cores
     python -m benchmarks.strategies --parts accuracy                  # the digits, 3 seeds, 25 minutes
+    python -m benchmarks.strategies --parts restart                   # a killed worker, 5 minutes
     python -m benchmarks.strategies --parts accuracy --cifar FOLDER   # and CIFAR-10, from its train.tar and test.tar
 
 speed      steps that are waits of `--step-ms` stand in for a device, so that two cores suffice; the network is a
@@ -11,6 +12,9 @@ speed      steps that are waits of `--step-ms` stand in for a device, so that tw
            over the time of all steps, evaluation and commits left out.
 accuracy   what the strategies learn, `balanced` and with a `straggler`, whose steps wait twice as long as they take:
            held-out accuracy at the end, mean and spread over seeds; seconds to reach `--accuracy`, sync's over theirs.
+
+restart    one of two workers is killed: how long no step is made, and until it is back, with `sync`, whose workers are
+           one group, and `async`, whose workers are groups of their own.
 
 `async-fp16` and so on send gradients as such; `async-blocking` does not overlap. `local` sends nothing for 16 steps,
 but waits for the straggler there: it gains by what it does not send. `backup` drops the second of two gradients, and so
@@ -23,8 +27,9 @@ import contextlib
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +97,8 @@ def run(experiment: Path, *overrides: str) -> tuple[Figures, list[Figures], list
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
         events = [json.loads(line) for line in (Path(folder) / "run" / "events.jsonl").read_text().splitlines()]
     started = next(event["time"] for event in events if event["event"] == "start")
-    return result | {"started": started}, *([e for e in lines if e["kind"] == kind] for kind in ("step", "epoch"))
+    result |= {"started": started, "events": events}
+    return result, *([e for e in lines if e["kind"] == kind] for kind in ("step", "epoch"))
 
 
 def samples_per_s(steps: list[Figures]) -> float:
@@ -132,6 +138,27 @@ def speed(args: argparse.Namespace) -> Figures:
                 "seconds_by_phase": {arm: details[arm][-1]["phases"] for arm in arms},
             }
     return found
+
+
+def restart(args: argparse.Namespace) -> Figures:
+    """Seconds without a step, and until the worker is back, where one of two is killed; of steps that wait 30 ms."""
+    faults = "faults={slow: [{rank: 0, extra_ms: 30}, {rank: 1, extra_ms: 30}], kill: {rank: 1, step: 60}}"
+    found: Figures = {"stopped_s": {}, "back_s": {}}
+    for arm in ("sync", "async"):
+        for where in found.values():
+            where[arm] = []
+    for number in range(args.rounds):
+        for arm in ("sync", "async") if number % 2 == 0 else ("async", "sync"):
+            result, steps, _ = run(DIGITS, f"strategy={STRATEGIES[arm]}", faults, "train.epochs=25")
+            killed = next(e["time"] for e in result["events"] if e.get("kind") == "kill")
+            back = next(e["time"] for e in result["events"] if e["event"] == "restart")
+            around = [killed, *(step["time"] for step in steps if killed < step["time"] <= back + 5)]
+            found["stopped_s"][arm].append(max(b - a for a, b in pairwise(around)))
+            found["back_s"][arm].append(back - killed)
+            print(
+                f"{arm}: stopped {found['stopped_s'][arm][-1]:.2f} s, back {found['back_s'][arm][-1]:.2f} s", flush=True
+            )
+    return {name: measure.summary(values, "s") for name, values in found.items()}
 
 
 def curve(result: Figures, epochs: list[Figures]) -> list[tuple[float, int, float]]:
@@ -228,9 +255,16 @@ def chart_of_accuracy(axis: Any, found: Figures) -> None:
     axis.set_xlabel("seconds since the start of training; accuracy on held-out samples", color=measure.INK)
 
 
+PARTS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[..., None] | None]] = {
+    "speed": (speed, chart),
+    "accuracy": (accuracy, chart_of_accuracy),
+    "restart": (restart, None),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("speed", "accuracy"), default=["speed"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["speed"])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--arms", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="of the part speed")
     parser.add_argument("--rounds", type=int, default=3)
@@ -247,7 +281,7 @@ def main() -> None:
     args = parser.parse_args()
     here = measure.machine()
     with connected_to_ray():
-        found = {part: {"speed": speed, "accuracy": accuracy}[part](args) for part in args.parts}
+        found = {part: PARTS[part][0](args) for part in args.parts}
     for part, figures in found.items():
         record = {
             "title": f"Strategies: {part}",
@@ -256,8 +290,9 @@ def main() -> None:
             "machine": here,
             part: figures,
         }
-        draw = chart if part == "speed" else chart_of_accuracy
-        measure.write(f"strategies-{part}", record, partial(draw, found=figures))
+        draw = PARTS[part][1]
+        of = "" if part != "speed" or args.sizes == list(SIZES) else "-" + "-".join(args.sizes)
+        measure.write(f"strategies-{part}{of}", record, draw and partial(draw, found=figures))
 
 
 if __name__ == "__main__":

@@ -117,10 +117,10 @@ class _Sizes(ctypes.Structure):
 def _convolved(
     function: Callable[..., int], images: Tensor, weight: Tensor, shape: ConvShape, size: tuple[int, ...]
 ) -> Tensor:
-    lines = in_lines(images)
+    lines, filters = in_lines(images), weight.contiguous()
     result = torch.empty(size, memory_format=LAYOUTS[layout_of(images)], dtype=torch.float32)
     failed = function(
-        lines.data_ptr(), Layout.of(lines), _sizes(shape), weight.contiguous().data_ptr(),
+        lines.data_ptr(), Layout.of(lines), _sizes(shape), filters.data_ptr(),
         result.data_ptr(), Layout.of(result), torch.get_num_threads(),
     )  # fmt: skip
     return unless(failed, result, "depthwise")

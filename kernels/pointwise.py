@@ -34,9 +34,9 @@ def forward(input: Tensor, weight: Tensor, shape: ConvShape, bias: Tensor | None
     library = _library_for(input, weight)
     if library is None:
         return forward_by_torch(input, weight, shape, bias)
-    images, output = in_lines(input), _empty(shape.output_size, input)
+    images, filters, output = in_lines(input), weight.contiguous(), _empty(shape.output_size, input)
     sizes = _Sizes.of((shape.c, shape.k), _met(images, shape), output)
-    return _product(library, images, sizes, _Filters(weight.contiguous().data_ptr(), 1, shape.c), bias, output)
+    return _product(library, images, sizes, _Filters(filters.data_ptr(), 1, shape.c), bias, output)
 
 
 def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
@@ -44,10 +44,10 @@ def input_gradient(grad_output: Tensor, weight: Tensor, shape: ConvShape) -> Ten
     library = _library_for(grad_output, weight)
     if library is None:
         return input_gradient_by_torch(grad_output, weight, shape)
-    grads, gradient = in_lines(grad_output), _empty(shape.input_size, grad_output)
+    grads, filters, gradient = in_lines(grad_output), weight.contiguous(), _empty(shape.input_size, grad_output)
     cells = (shape.stride, (shape.h, shape.w)) if shape.stride != (1, 1) else ()
     sizes = _Sizes.of((shape.k, shape.c), grads, _met(gradient, shape), *cells)
-    return _product(library, grads, sizes, _Filters(weight.contiguous().data_ptr(), shape.c, 1), None, gradient)
+    return _product(library, grads, sizes, _Filters(filters.data_ptr(), shape.c, 1), None, gradient)
 
 
 def weight_gradient(grad_output: Tensor, input: Tensor, shape: ConvShape) -> Tensor:
@@ -132,11 +132,12 @@ class _Filters(ctypes.Structure):
 def _product(
     library: ctypes.CDLL, images: Tensor, sizes: _Sizes, filters: _Filters, bias: Tensor | None, result: Tensor
 ) -> Tensor:
+    bias = None if bias is None else bias.contiguous()
     failed = library.convoy_pointwise(
         images.data_ptr(),
         ctypes.byref(sizes),
         ctypes.byref(filters),
-        None if bias is None else bias.contiguous().data_ptr(),
+        None if bias is None else bias.data_ptr(),
         result.data_ptr(),
         torch.get_num_threads(),
     )

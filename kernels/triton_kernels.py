@@ -66,8 +66,12 @@ def takes(shape: ConvShape, *tensors: Tensor) -> bool:
         all(each.dtype in _DTYPES and each.numel() and _reach(each) < _PLACES for each in tensors)
         and min(results) > 0
         and max(results) < _PLACES
-        and missing(tensors[0].device) is None
+        and runs_on(tensors[0].device)
     )
+
+
+def runs_on(device: torch.device) -> bool:
+    return missing(device) is None
 
 
 def missing(device: torch.device) -> str | None:

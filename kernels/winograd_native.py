@@ -63,6 +63,7 @@ def convolution(
     """
     filters = _in_order(weight)
     places = in_lines(images)
+    bias = None if bias is None else bias.contiguous()
     of_weight = _Filters.of(filters, rotated=rotated)
     k = weight.shape[1 if rotated else 0]
     output = torch.empty((images.shape[0], k, *size), memory_format=LAYOUTS[layout_of(images)], dtype=torch.float32)
@@ -72,7 +73,7 @@ def convolution(
         ctypes.byref(sizes),
         ctypes.byref(of_weight),
         None if wide is None else wide.data_ptr(),
-        None if bias is None else bias.contiguous().data_ptr(),
+        None if bias is None else bias.data_ptr(),
         output.data_ptr(),
         _block(sizes, results, (weight.shape[2], weight.shape[3])),
         torch.get_num_threads(),

@@ -1,10 +1,11 @@
 """The plan as text, for `convoy train --explain`."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from kernels.passes import AUTO, VENDOR
 from orchestrator.config.experiment import AdaGradConfig, AdamWConfig, Experiment, OptimizerConfig, SgdConfig
 from orchestrator.config.strategy import AsyncConfig, BackupConfig, ServedConfig, StaleConfig
+from orchestrator.layer_formats import check_formats
 from orchestrator.parameter_server.keeper import KEPT
 from orchestrator.plan import BYTES_PER_WEIGHT, ModelSize, Plan, Resources
 from orchestrator.report.strategy import in_short
@@ -31,12 +32,26 @@ def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources
             f"+ {_mib(plan.prefetch_bytes)} prefetched (estimate)"
         ),
         **_server(experiment, model),
+        "precision": _precision(experiment, plan),
         "kernels": _kernels(experiment, plan),
         "run folder": experiment.run.path,
     }
     width = max(map(len, lines))
     text = [f"{name:<{width}}  {value}" for name, value in lines.items()]
     return "\n".join(text + [f"warning: {warning}" for warning in plan.warnings])
+
+
+def _precision(experiment: Experiment, plan: Plan) -> str:
+    """Each format with its layers, and the numbers of weights if they are not fp32."""
+    precision, layers = experiment.precision, defaultdict[str, list[str]](list)
+    if precision.layers:
+        for name, chosen in check_formats(experiment, plan.target.width).items():
+            layers[str(chosen)].append(name)
+    said = [f"{chosen}: {', '.join(names)}" for chosen, names in layers.items()] or [str(precision.default)]
+    if precision.optimizer.weights == "bf16":
+        how = precision.optimizer
+        said.append(f"weights without a copy in fp32, rounded {how.rounding}, their state in {how.state}")
+    return "; ".join(said)
 
 
 def _kernels(experiment: Experiment, plan: Plan) -> str:

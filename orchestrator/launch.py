@@ -4,9 +4,11 @@ Prepare (open the data, size the model, plan), hold the run folder, start a Ray 
 failure policy, write the result.
 """
 
+import atexit
 import contextlib
 import json
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -285,10 +287,11 @@ def _position(setup: Setup) -> Position:
 
 
 class _ReportController(ControllerCallback):
-    """Runs in Ray Train's controller: tells the run log which actor that is.
+    """Runs in Ray Train's controller: tells the run log which actor that is, and ends its process when it has ended.
 
-    One that ends by itself runs destructors in an order that now and then holds it for ever, with all its memory, or
-    crashes it (Ray 2.60, CoreWorkerProcess::HandleAtExit); one that is killed does not.
+    One that ends by itself runs destructors in an order that now and then (one in six) holds it for ever, with all its
+    memory, or crashes it (Ray 2.60, CoreWorkerProcess::HandleAtExit); one that is killed, or leaves before them, does
+    not.
     """
 
     def __init__(self, channel: ActorChannel) -> None:
@@ -296,6 +299,7 @@ class _ReportController(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         del train_run_context
+        atexit.register(os._exit, 0)  # Ray has said farewell by then
         self._channel.call("note_controller", ray.get_runtime_context().current_actor)
 
 

@@ -206,7 +206,7 @@ def _copies_of_weights(experiment: Experiment) -> int:
 
 
 def _bytes_per_activation(experiment: Experiment) -> int:
-    return 4 if experiment.precision.default == "fp32" else 2
+    return 2 if experiment.precision.default.name in ("bf16", "fp16") else 4
 
 
 def _refuse_too_many_workers(experiment: Experiment, resources: Resources) -> None:
@@ -250,7 +250,7 @@ def _warnings(experiment: Experiment, resources: Resources) -> tuple[str, ...]:
         )
     if experiment.data.actors != "auto" and experiment.strategy.max_workers == 0:
         warnings.append("data.actors is not used with strategy.workers=0: samples are made in threads of this process.")
-    if experiment.precision.default == "fp16" and resources.gpus == 0:
+    if experiment.precision.default.name == "fp16" and resources.gpus == 0:
         warnings.append(
             "precision: fp16 on CPUs without fp16 arithmetic is many times slower than fp32. bf16 or fp32 is faster."
         )

@@ -9,6 +9,7 @@ import torch
 
 from orchestrator.config.experiment import Experiment
 from orchestrator.errors import InputError
+from orchestrator.layer_formats import check_formats
 from orchestrator.models.size import measure
 from orchestrator.models.zoo import check_model
 from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
@@ -94,6 +95,8 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
     except ValueError as error:
         raise InputError(f"data.{error}") from error
     check_kernels(experiment, target.width)
+    if experiment.precision.layers:
+        check_formats(experiment, target.width)
     model = measure(experiment.model, num_classes=target.width, channels=data.channels, image_size=data.image_size)
     size = DataSize(len(train.listing), len(val.listing), target)
     return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)

@@ -19,7 +19,7 @@ from kernels.swap import replace_convs
 from kernels.table import Device, Row, Table
 from orchestrator.config.experiment import Experiment
 from orchestrator.errors import InputError
-from orchestrator.models.zoo import outline
+from orchestrator.models.zoo import outline_of
 from orchestrator.plan import Plan
 from orchestrator.process import settle
 from orchestrator.run_folder import RunFolder
@@ -36,7 +36,7 @@ def check_kernels(experiment: Experiment, width: int) -> dict[str, str]:
     if experiment.kernels == {"default": VENDOR}:
         return {}
     try:
-        return replace_convs(_outline(experiment, width), experiment.kernels)
+        return replace_convs(outline_of(experiment, width), experiment.kernels)
     except ValueError as error:
         raise InputError(f"kernels: {error}") from error
 
@@ -59,7 +59,7 @@ def layer_shapes(experiment: Experiment, plan: Plan) -> dict[str, ConvShape]:
     data, batch = experiment.data, max(1, plan.share // experiment.train.accumulate)
     images = torch.empty(batch, data.channels, data.image_size, data.image_size, device="meta")
     with torch.device("meta"):
-        return tune.shapes_of(_outline(experiment, plan.target.width), images)
+        return tune.shapes_of(outline_of(experiment, plan.target.width), images)
 
 
 def tune_here(
@@ -201,7 +201,7 @@ def _chosen(experiment: Experiment, measured: Table, shapes: dict[str, ConvShape
 def _images(experiment: Experiment, device: str = "cpu") -> dispatch.Images:
     """As what images come to the convolutions."""
     layout = "nhwc" if experiment.train.channels_last else "nchw"
-    return dispatch.Images(DTYPES[experiment.precision.default], layout, device)
+    return dispatch.Images(DTYPES.get(experiment.precision.default.name, "float32"), layout, device)
 
 
 def _words(shape: ConvShape) -> str:
@@ -211,8 +211,3 @@ def _words(shape: ConvShape) -> str:
     extras += [f"dilation {shape.dilation[0]}"] if shape.dilation != (1, 1) else []
     sizes = f"{shape.n}x{shape.c}x{shape.h}x{shape.w} to {shape.k}, {shape.r}x{shape.s}"
     return ", ".join([sizes, *extras])
-
-
-def _outline(experiment: Experiment, width: int) -> torch.nn.Module:
-    data = experiment.data
-    return outline(experiment.model, num_classes=width, channels=data.channels, image_size=data.image_size)

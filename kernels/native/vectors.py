@@ -30,17 +30,22 @@ def in_lines(images: Tensor) -> Tensor:
 
 
 def load_kernel(name: str, headers: Mapping[str, str] = types.MappingProxyType({})) -> ctypes.CDLL:
+    """As `load_library`, of a kernel that works in memory of its own and counts it."""
+    library = load_library(name, headers)
+    library.convoy_scratch_bytes.restype = ctypes.c_size_t
+    _loaded[library._name] = library
+    return library
+
+
+def load_library(name: str, headers: Mapping[str, str] = types.MappingProxyType({})) -> ctypes.CDLL:
     """The library of native/NAME.c, for the vectors that torch uses on this CPU. Raises: build.NotBuilt.
 
     `headers`: name -> text, of those that are not files.
     """
     vectors = {"AVX512": ("-mavx512f", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
     of_cpu = vectors.get(torch.backends.cpu.get_cpu_capability(), ())
-    flags = ("-fopenmp", "-ffp-contract=fast", *of_cpu)
-    library = build.load(Path(__file__).parent / f"{name}.c", flags=flags, headers=headers)
-    library.convoy_scratch_bytes.restype = ctypes.c_size_t
-    _loaded[library._name] = library
-    return library
+    flags = ("-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", *of_cpu)
+    return build.load(Path(__file__).parent / f"{name}.c", flags=flags, headers=headers)
 
 
 def scratch_bytes() -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, Strict, model_validator
 
+from orchestrator.config.precision import Precision, PrecisionConfig
 from orchestrator.config.section import Section
 from orchestrator.config.strategy import (
     AsyncConfig,
@@ -177,29 +178,6 @@ class TrainConfig(Section):
         return self
 
 
-PrecisionName = Literal["fp32", "bf16", "fp16"]
-
-
-class PrecisionConfig(Section):
-    """In which arithmetic to train: a name for all layers, or an object whose `default` is one.
-
-    `fp32`; `bf16`: matrix products and convolutions in bfloat16, weights in fp32; `fp16`: the same in half
-    precision with dynamic loss scaling.
-    """
-
-    default: PrecisionName = "fp32"
-
-
-def _precision_shorthand(value: Any) -> Any:
-    return {"default": value} if isinstance(value, str) else value
-
-
-Precision = Annotated[
-    PrecisionConfig,
-    BeforeValidator(_precision_shorthand, json_schema_input_type=PrecisionName | PrecisionConfig),
-]
-
-
 def _kernels_shorthand(value: Any) -> Any:
     return {"default": value} if isinstance(value, str) else value
 
@@ -270,6 +248,17 @@ class Experiment(Section):
                 "0 with all but sgd, whose step the term belongs to. Set it to 0, or train with sgd."
             )
         served = isinstance(strategy, BackupConfig | StaleConfig | AsyncConfig)
+        if strategy.name != "sync" and not self.precision.keeps_weights_in_fp32:
+            raise ValueError(
+                f"precision: got weights in few bits with strategy.name={strategy.name}, must be fp32, or bf16 with "
+                "weights in fp32, in which that strategy adds them up. Take sync."
+            )
+        if optimizer.name == "adagrad" and self.precision.optimizer.weights == "bf16":
+            raise ValueError("precision.optimizer.weights: got bf16 with adagrad, must be fp32. Take sgd or adamw.")
+        if self.train.compile and any(chosen.name in ("fixed", "binary") for chosen in self.precision.formats):
+            raise ValueError(
+                "train.compile: got true with a precision of fixed or binary, must be false: they are not traced."
+            )
         for number, kill in enumerate(self.faults.kill):
             if kill.shard is not None and not served:
                 raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kernels import rewrite
-from orchestrator.config.experiment import ModelConfig
+from orchestrator.config.experiment import Experiment, ModelConfig
 from orchestrator.config.mistake import did_you_mean, either, show
 from orchestrator.errors import InputError
 from orchestrator.models.cifar_resnet import CIFAR_RESNETS
@@ -69,6 +69,12 @@ def outline(config: ModelConfig, *, num_classes: int, channels: int, image_size:
     except REFUSALS as refusal:
         raise _refused(config, image_size, refusal) from refusal
     return model
+
+
+def outline_of(experiment: Experiment, width: int) -> nn.Module:
+    """The network of an experiment, which puts out `width` numbers, as `outline` builds it."""
+    data = experiment.data
+    return outline(experiment.model, num_classes=width, channels=data.channels, image_size=data.image_size)
 
 
 def model_names() -> list[str]:

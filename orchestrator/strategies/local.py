@@ -20,7 +20,7 @@ depends on `checkpoint.every_steps`.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -38,9 +38,9 @@ _COUNTER = "step"
 class _Scaled(Precise, Protocol):
     skipped_in_a_row: int
 
-    def state(self) -> dict[str, float | int]: ...
+    def scale_state(self) -> dict[str, Any]: ...
 
-    def load(self, state: dict[str, float | int]) -> None: ...
+    def load_scale(self, state: dict[str, Any]) -> None: ...
 
 
 class _Learner(Learns, Protocol):
@@ -113,7 +113,7 @@ class Local(Grouped):
     @torch.no_grad()
     def _average(self, learner: _Learner, *, outer: bool) -> None:
         self._lap("optimizer")
-        if self._grouped and learner.precision.state():
+        if self._grouped and learner.precision.scale_state():
             self._agree(learner)
         weights = _weights(learner.model)
         tensors = [*weights, *_optimizer_tensors(learner.optimizer, weights), *_averages(learner)]
@@ -134,14 +134,14 @@ class Local(Grouped):
         A worker that has skipped every step so far has no momentum yet: then nobody keeps it.
         """
         precision, states = learner.precision, learner.optimizer.state
-        said = precision.state()
+        said = precision.scale_state()
         counters = [state[_COUNTER] for state in states.values() if _COUNTER in state]
         count = float(max(counters, default=0.0))
         mine = [-said["scale"], -said["_growth_tracker"], precision.skipped_in_a_row, float(not states), count]
         theirs = torch.tensor(mine, dtype=torch.float64, device=next(learner.model.parameters()).device)
         dist.all_reduce(theirs, dist.ReduceOp.MAX)
         scale, tracker, skipped, lacking, count = theirs.tolist()
-        precision.load(said | {"scale": -scale, "_growth_tracker": int(-tracker)})
+        precision.load_scale(said | {"scale": -scale, "_growth_tracker": int(-tracker)})
         precision.skipped_in_a_row = int(skipped)
         if lacking:
             states.clear()

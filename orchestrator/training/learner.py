@@ -30,8 +30,9 @@ class Learner:
         self.device = device
         replace_convs(model, experiment.kernels)
         self.model = model.to(device=device).to(memory_format=memory_format)
-        self.optimizer = build_optimizer(self.model, experiment.train.optimizer)
-        self.precision = Precision(experiment.precision, device)
+        self.precision = Precision(experiment.precision, device, self.model, experiment.seed)
+        weights = experiment.precision.optimizer
+        self.optimizer = build_optimizer(self.model, experiment.train.optimizer, weights, experiment.seed)
         self.task = TASKS[target.kind]
         self.loss = self.task.loss(experiment.train.loss)
         self.width, self.num_counts = target.width, self.task.num_counts(target.width)

@@ -1,20 +1,23 @@
 """The arithmetic of training: where to round, and how to keep gradients in range.
 
-Weights, their gradients and the optimizer stay in fp32; autocast rounds the inputs of matrix products and
-convolutions to 16 bits. Half precision has 5 bits of exponent, so small gradients would become zero: the
-loss is multiplied by a scale that grows while all gradients stay finite and shrinks when one does not
-(Micikevicius et al. 2017, arXiv:1710.03740, sections 3.1 and 3.2). bfloat16 has fp32's exponent and needs
-no scale.
+In bf16 and fp16, autocast rounds the inputs of matrix products and convolutions to 16 bits; weights, their gradients
+and the optimizer stay in fp32 unless `precision.optimizer` says otherwise. Half precision has 5 bits of exponent, so
+small gradients would become zero: the loss is multiplied by a scale that grows while all gradients stay finite and
+shrinks when one does not (Micikevicius et al. 2017, arXiv:1710.03740, sections 3.1 and 3.2). bfloat16 has fp32's
+exponent and needs no scale. Layers may have formats of their own (`formats.py`).
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from orchestrator.config.experiment import PrecisionConfig
+from orchestrator.config.precision import PrecisionConfig
 from orchestrator.errors import CheckpointError
+from orchestrator.training.formats import Formats
 
 ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,18 +29,19 @@ class Precision:
     The scale changes in `step()` only, so all parts of a step have the same.
     """
 
-    def __init__(self, config: PrecisionConfig, device: torch.device) -> None:
+    def __init__(self, config: PrecisionConfig, device: torch.device, model: nn.Module, seed: int) -> None:
         self._config = config
         self._device = device
-        self._scaler = torch.amp.GradScaler(device.type, enabled=config.default == "fp16")
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.default.name == "fp16")
+        self._formats = Formats(model, config, seed, dist.get_rank() if dist.is_initialized() else 0, device.type)
         self.skipped_in_a_row = 0
         """Steps without an update, since the last one that had it."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Surround a forward pass. The loss belongs outside, in fp32."""
-        if self._config.default not in ROUNDED:
+        if self._config.default.name not in ROUNDED:
             return nullcontext()
-        return torch.autocast(self._device.type, ROUNDED[self._config.default])
+        return torch.autocast(self._device.type, ROUNDED[self._config.default.name])
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, times the scale, to the parameters' `grad`."""
@@ -55,11 +59,16 @@ class Precision:
         if clip_grad_norm > 0.0:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, clip_grad_norm, foreach=True)
-        return self._note(lambda: self._scaler.step(optimizer))
+        self._formats.before_update()
+        updated = self._note(lambda: self._scaler.step(optimizer))
+        self._formats.after_update()
+        return updated
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> bool:
         """Undo the scale, for an update that takes place elsewhere; returns whether it may, as `step` does."""
         if not self._scaler.is_enabled():
+            self._formats.before_update()
+            self._formats.after_update()
             return True
         self._scaler.unscale_(optimizer)
         return self._note(lambda: None)
@@ -72,17 +81,26 @@ class Precision:
         self.skipped_in_a_row = 0 if updated else self.skipped_in_a_row + 1
         return updated
 
-    def state(self) -> dict[str, float | int]:
-        """What is remembered between steps, fit for JSON: in fp16 the scale and its history, else nothing."""
+    def scale_state(self) -> dict[str, Any]:
+        """What is remembered of the scale of the loss; nothing but in fp16."""
         return self._scaler.state_dict()
+
+    def load_scale(self, state: dict[str, Any]) -> None:
+        """Go on from what `scale_state()` gave."""
+        self._scaler.load_state_dict(state)
+
+    def state(self) -> dict[str, float | int]:
+        """What is remembered between steps, fit for JSON: in fp16 the scale and its history; what chance hangs on."""
+        return self.scale_state() | self._formats.state()
 
     def load(self, state: dict[str, float | int]) -> None:
         """Go on from what `state()` gave. Raises: CheckpointError if that was in another precision."""
-        if bool(state) != self._scaler.is_enabled():
-            written = "with fp16" if state else "without fp16"
+        scale = self._formats.load(state)
+        if bool(scale) != self._scaler.is_enabled():
+            written = "with fp16" if scale else "without fp16"
             raise CheckpointError(
-                f"precision.default: got {self._config.default}, but the checkpoint was written {written}. "
+                f"precision.default: got {self._config.default.name}, but the checkpoint was written {written}. "
                 "Go on in the precision that the run began with, or start another run."
             )
-        if state:
-            self._scaler.load_state_dict(state)
+        if scale:
+            self.load_scale(scale)

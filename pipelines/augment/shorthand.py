@@ -1,5 +1,6 @@
-"""The short forms in which an experiment may write an augmentation, and their JSON schema."""
+"""The short forms in which an experiment may write an augmentation or a format of numbers, and their JSON schema."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import GetJsonSchemaHandler
@@ -21,8 +22,16 @@ def expand_shorthand(value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True)
 class ShorthandSchema:
-    """Adds the forms that `expand_shorthand` reads to the JSON schema of a union."""
+    """Adds the forms that `expand_shorthand` reads to the JSON schema of a union.
+
+    `what`: many of its members. `bare`: names of those that need no options, for a union that is used more than once,
+    whose members pydantic has not described yet when it asks; None finds them itself.
+    """
+
+    what: str = "augmentations (docs/augmentation.md)"
+    bare: frozenset[str] | None = None
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         union = handler(core_schema)
@@ -30,7 +39,10 @@ class ShorthandSchema:
         forms: list[JsonSchemaValue] = []
         for name, ref in models.items():
             options: JsonSchemaValue = {"$ref": ref, "not": {"required": ["name"]}}
-            if not handler.resolve_ref_schema({"$ref": ref}).get("required"):
+            is_bare = (
+                name in self.bare if self.bare is not None else _is_bare(handler.resolve_ref_schema({"$ref": ref}))
+            )
+            if is_bare:
                 forms.append({"const": name})
                 options = {"anyOf": [options, {"type": "null"}]}
             forms.append(
@@ -42,8 +54,11 @@ class ShorthandSchema:
                 }
             )
         return {
-            "title": f"one of {len(models)} augmentations (docs/augmentation.md), "
-            "with options as {NAME: {...}} or {name: NAME, ...}",
+            "title": f"one of {len(models)} {self.what}, with options as {{NAME: {{...}}}} or {{name: NAME, ...}}",
             "discriminator": union["discriminator"],
             "anyOf": [*forms, *union["oneOf"]],
         }
+
+
+def _is_bare(member: JsonSchemaValue) -> bool:
+    return not member.get("required")

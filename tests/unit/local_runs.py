@@ -206,4 +206,20 @@ def arrays(learner: Learner, strategy: Strategy) -> dict[str, Any]:
         found |= {f"average.{name}": averages[name] for name, _ in learner.model.named_parameters()}
     found |= {f"strategy.{name}": value for name, value in strategy.state().items()}
     found |= {f"precision.{name}": torch.tensor(value) for name, value in learner.precision.state().items()}
-    return {name: value.detach().numpy().copy() for name, value in found.items()}
+    return {name: _exact(value).numpy().copy() for name, value in found.items()}
+
+
+def _exact(value: Tensor) -> Tensor:
+    """In a type that NumPy has too."""
+    return value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
+
+
+def assert_equal(ours: dict[str, Any], others: dict[str, Any]) -> None:
+    """Bit for bit."""
+    assert ours.keys() == others.keys()
+    assert [name for name in ours if ours[name].tobytes() != others[name].tobytes()] == []
+
+
+def files(run: Path, step: int) -> dict[str, bytes]:
+    """The tensors of a commit."""
+    return {path.name: path.read_bytes() for path in (run / "checkpoints" / f"step-{step:08d}").glob("*.safetensors")}

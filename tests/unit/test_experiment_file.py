@@ -88,7 +88,10 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     ),
     "wrong shorthand": (
         "precision: bf16", "precision: bf61",
-        ['19: precision: got "bf61", must be fp32, bf16, fp16 or a section with default; did you mean bf16?'],
+        [
+            '19: precision: got "bf61", must be a section with default, layers or optimizer, fp32, bf16, fp16 or '
+            "binary; did you mean bf16?"
+        ],
     ),
     "misspelt": ("  augment:", "  agument:", ["8: data.agument: unknown; did you mean data.augment?"]),
     "of another section": ("seed: 3", "epochs: 3", ["2: epochs: unknown; did you mean train.epochs?"]),

@@ -55,7 +55,7 @@ def mistakes_of(text: str, *overrides: str) -> list[str]:
         ("data.augment.1={random_crop: {padding: 3}}", lambda e: e.data.augment[1].padding == 3),
         ("data.augment=[]", lambda e: e.data.augment == ()),
         ("model.options.width=16", lambda e: e.model.options == {"width": 16}),
-        ("precision=fp32", lambda e: e.precision.default == "fp32"),
+        ("precision=fp32", lambda e: e.precision.default.name == "fp32"),
     ],
 )
 def test_an_override_replaces_what_the_file_says(override: str, read_back: Any) -> None:

@@ -1,11 +1,6 @@
 """Local SGD in real process groups: against synchronous steps, against a loop by hand, and against itself resumed."""
 
-import multiprocessing
-import multiprocessing.forkserver as forkserver
-import os
 import shutil
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from local_runs import COMMON, CPU, EPOCH, STEPS, Trained, Trial, batches, network, train_alone, train_together
+from local_runs import (
+    COMMON,
+    CPU,
+    EPOCH,
+    STEPS,
+    Trained,
+    Trial,
+    assert_equal,
+    batches,
+    files,
+    network,
+    train_alone,
+    train_together,
+)
 from torch import Tensor, nn
 
 from orchestrator.config.load import load_experiment
@@ -33,24 +41,6 @@ AVERAGE = "train.ema_decay=0.8"
 
 def local(**options: Any) -> str:
     return f"strategy={ {'name': 'local', 'workers': 2} | options }"
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ProcessPoolExecutor]:
-    """Three processes that have imported torch once together."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["local_runs"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        forkserver.ensure_running()
-    with ProcessPoolExecutor(3, mp_context=context) as processes:
-        yield processes
-
-
-def assert_equal(ours: dict[str, Any], others: dict[str, Any]) -> None:
-    """Bit for bit."""
-    assert ours.keys() == others.keys()
-    assert [name for name in ours if ours[name].tobytes() != others[name].tobytes()] == []
 
 
 def assert_close(ours: dict[str, Any], others: dict[str, Any]) -> None:
@@ -171,11 +161,6 @@ CASES = {
     "adamw": (ADAMW, AVERAGE, local(every=4)),
     "fp16": (MOMENTUM, "precision=fp16", local(every=4)),
 }
-
-
-def files(run: Path, step: int) -> dict[str, bytes]:
-    """The tensors of a commit."""
-    return {path.name: path.read_bytes() for path in (run / "checkpoints" / f"step-{step:08d}").glob("*.safetensors")}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -165,3 +165,15 @@ def test_what_the_native_code_reads_and_writes_lies_inside_the_tensors(layout: s
         assert torch.equal(pointwise.forward(framed[1:2], weight, shape), expected)
         got = pointwise.weight_gradient(laid_out(grad, layout), framed[1:2], shape)
         assert error([got], [pointwise.weight_gradient(grad, images, shape)]) < ERROR
+
+
+def test_filters_that_lie_in_another_order_are_held_while_they_are_used() -> None:
+    """Of a size whose memory the allocator gives back at once."""
+    weight = torch.randn(3000, 3100, generator=torch.Generator().manual_seed(0)).T[:, :, None, None]
+    images = torch.randn(1, 3000, 1, 2)
+    output = conv2d(images, weight, algorithm="pointwise")
+    torch.testing.assert_close(output, F.conv2d(images, weight), rtol=1e-4, atol=1e-3)
+    images = images.requires_grad_()
+    conv2d(images, weight, algorithm="pointwise").sum().backward()
+    assert images.grad is not None
+    torch.testing.assert_close(images.grad[0, :, 0, 0], weight.sum((0, 2, 3)), rtol=1e-4, atol=1e-3)

@@ -140,6 +140,25 @@ def test_every_kernel_compiles_for_gpus(
             assert "mma." not in kernel.asm["ptx"]
 
 
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_rounding_compiles_for_gpus(capability: int, compiled: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import driver
+
+    from kernels import rounding_triton
+    from kernels.rounding import Grid
+
+    monkeypatch.setattr(driver, "_active", NoGpu(capability))
+    line = torch.empty(8192)
+    rounding_triton.to_grid(line, line, Grid(4, 12), 2**63)
+    rounding_triton.to_grid(line, line, Grid(4, 12), None)
+    rounding_triton.to_bf16(line, torch.empty(8192, dtype=torch.bfloat16), 2**63)
+    assert len(compiled) == 3
+    for kernel in compiled:
+        assert f".target sm_{capability}" in kernel.asm["ptx"]
+        assert "ld.global.v4" in kernel.asm["ptx"], "four numbers at a time"
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "size", "expected"),
     [

@@ -1,8 +1,11 @@
-"""Triton's kernels against the definition in float64. test_triton_kernels.py runs this file in a process of its own.
+"""Triton's kernels against the definition in float64, and its rounding against torch's.
+
+test_triton_kernels.py runs this file in a process of its own.
 
 There with TRITON_INTERPRET=1, which Triton reads when it is imported; on a GPU without.
 """
 
+import math
 import os
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import Tensor
 from kernels import triton_kernels
 from kernels.conv import conv2d
 from kernels.layout import laid_out
+from kernels.rounding import Grid, by_torch_to_bf16, by_torch_to_grid, round_bf16, round_fixed, stream
 from kernels.shapes import ConvShape
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -165,3 +169,21 @@ def test_a_bias_may_lie_anyhow() -> None:
     exact = all_passes(images.double(), weight.double(), bias[::2].double(), {}, "direct")
     for name in ("winograd", "im2col"):
         assert max(errors(all_passes(images, weight, bias[::2], {}, name), exact)) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1, stream(3, 1)])
+def test_rounding_is_torchs_bit_for_bit(seed: int) -> None:
+    line = torch.cat([torch.randn(3000) * 4, torch.tensor([0.0, -0.0, 8.0, -9.0, math.inf, -math.inf, math.nan])])
+    rounded = [
+        round_fixed(line.to(DEVICE), 4, 12, seed=seed),
+        round_fixed(line.to(DEVICE), 4, 12, "nearest"),
+        round_bf16(line.to(DEVICE), seed=seed),
+    ]
+    grid = Grid(4, 12)
+    expected = [
+        by_torch_to_grid(line, grid, seed),
+        by_torch_to_grid(line, grid, None),
+        by_torch_to_bf16(line, seed),
+    ]
+    for ours, theirs in zip(rounded, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0, equal_nan=True)

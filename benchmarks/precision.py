@@ -1,0 +1,278 @@
+"""Numbers in few bits: what rounding costs, and what networks learn in them.
+
+    python -m benchmarks.precision                                    # rounding, binary: 5 minutes, alone
+    python -m benchmarks.precision --parts learning                   # the digits, 3 seeds: 15 minutes
+    python -m benchmarks.precision --parts learning --cifar FOLDER    # and CIFAR-10, from its train.tar and test.tar
+
+rounding   of `--megabytes` of fp32, one thread. Stochastically to fixed point, in place: bytes read and written a
+           second over those of torch's `copy_` into memory that is there, in the same round. A step of SGD on weights
+           in bf16, rounded stochastically, over torch's `add_` on as many fp32 weights. Beside each, the same by
+           torch's operators. In place nothing is fetched that is only written, as `copy_` does with its target, and no
+           page is new. The random bits cost about ten instructions of a vector of 16.
+binary     convolutions of signs, forward, packing of activations and filters included, one thread, batch `--batch`: 3 x
+           3 layers of ResNet-18 and VGG-E over PyTorch's in fp32, bf16 and int8 (packed filters, uint8 activations),
+           each in its better memory layout, and over Convoy's own Winograd in fp32.
+learning   held-out accuracy of an experiment in fixed point <IL, FL>, stochastic and nearest, by bits, beside fp32.
+"""
+
+import argparse
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks import measure
+from kernels.bf16_updates import Sgd, sgd_
+from kernels.binary import convolve_signs
+from kernels.conv import conv2d
+from kernels.rounding import round_bf16, round_fixed
+from kernels.shapes import ConvShape
+from orchestrator import launch
+from orchestrator.config.load import load_experiment
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "experiments" / "digits.yaml"
+CIFAR = ROOT / "experiments" / "cifar10.yaml"
+TARGETS = {"fixed in place over copy_": 1.5, "SGD step in bf16 over add_": 1.0}
+INTEGER_BITS = 4
+Figures = dict[str, Any]
+
+
+def seconds_of(call: Callable[[], object], times: int) -> float:
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - started) / times
+
+
+def by_operators(x: torch.Tensor) -> torch.Tensor:
+    """Stochastic rounding to <4, 12> as one writes it with torch's operators."""
+    scaled = x * 2.0**12
+    below = scaled.floor()
+    return (below + (torch.rand_like(x) < scaled - below)).clamp_(-(2.0**15), 2.0**15 - 1).mul_(2.0**-12)
+
+
+def sgd_by_operators(weights: torch.Tensor, grads: torch.Tensor) -> None:
+    wide = weights.float().add_(grads.float(), alpha=-0.01)
+    bits = wide.view(torch.int32)
+    bits += torch.randint_like(bits, 2**16)
+    weights.copy_((bits >> 16).to(torch.int16).view(torch.bfloat16))
+
+
+def rounding(args: argparse.Namespace) -> Figures:
+    torch.set_num_threads(1)
+    count = args.megabytes * 10**6 // 4
+    x, target = torch.randn(count), torch.zeros(count)
+    half, weights, grads = (torch.zeros(count, dtype=torch.bfloat16) for _ in range(3))
+    wide, wide_grads, moments = torch.randn(count), torch.randn(count) * 1e-3, torch.zeros(count)
+    weights.copy_(wide)
+    grads.copy_(wide_grads)
+    calls: dict[str, tuple[Callable[[], object], int]] = {  # and the bytes of an element that it reads and writes
+        "copy_": (lambda: target.copy_(x), 8),
+        "fixed in place": (lambda: round_fixed(x, INTEGER_BITS, 12, out=x, seed=1), 8),
+        "fixed in place, nearest": (lambda: round_fixed(x, INTEGER_BITS, 12, "nearest", out=x), 8),
+        "fixed by operators": (lambda: by_operators(x), 8),
+        "bf16": (lambda: round_bf16(x, out=half, seed=1), 6),
+        "add_": (lambda: wide.add_(wide_grads, alpha=-0.01), 12),
+        "SGD step in bf16": (lambda: sgd_(weights, grads, None, Sgd(0.01), seed=1), 6),
+        "SGD step in bf16, momentum in fp32": (lambda: sgd_(weights, grads, moments, Sgd(0.01, 0.9), seed=1), 14),
+        "SGD step in bf16 by operators": (lambda: sgd_by_operators(weights, grads), 6),
+    }
+    arms = {name: partial(seconds_of, call, 1 if "operators" in name else 3) for name, (call, _) in calls.items()}
+    for arm in arms.values():
+        arm()
+    seconds = measure.in_turns(arms, args.rounds)
+    bandwidth = {name: [calls[name][1] * count / s / 1e9 for s in values] for name, values in seconds.items()}
+    speed = {name: [1 / s for s in values] for name, values in seconds.items()}
+    ratios = {
+        "fixed in place over copy_": measure.ratio(bandwidth, "fixed in place", "copy_"),
+        "fixed in place over operators": measure.ratio(bandwidth, "fixed in place", "fixed by operators"),
+        "SGD step in bf16 over add_": measure.ratio(speed, "SGD step in bf16", "add_"),
+        "SGD step in bf16 over operators": measure.ratio(speed, "SGD step in bf16", "SGD step in bf16 by operators"),
+    }
+    for name, figure in ratios.items():
+        print(f"{name}: {figure['median']:.2f}", flush=True)
+    return {
+        "ratios": ratios,
+        "bandwidth": measure.summary(bandwidth, "GB/s"),
+        "seconds": measure.summary(seconds, "s"),
+    }
+
+
+LAYERS = {  # channels, filters, pixels of a side, stride
+    "ResNet-18 layer1": (64, 64, 56, 1),
+    "ResNet-18 layer2": (128, 128, 28, 1),
+    "ResNet-18 layer3": (256, 256, 14, 1),
+    "ResNet-18 layer4": (512, 512, 7, 1),
+    "VGG-E 1.2": (64, 64, 224, 1),
+    "VGG-E 2.2": (128, 128, 112, 1),
+    "VGG-E 3.2": (256, 256, 56, 1),
+    "VGG-E 4.2": (512, 512, 28, 1),
+    "VGG-E 5": (512, 512, 14, 1),
+}
+BINARY_TARGETS = {"fp32": 11.0, "bf16": 5.5, "int8": 3.2}
+
+
+def int8_conv(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    quantized = torch.quantize_per_tensor(weight, 0.01, 0, torch.qint8)
+    packed = torch.ops.quantized.conv2d_prepack(quantized, None, [1, 1], [1, 1], [1, 1], 1)
+    return lambda x: torch.ops.quantized.conv2d(x, packed, 0.1, 0)
+
+
+def layer_arms(layer: tuple[int, int, int, int], batch: int) -> dict[str, Callable[[], object]]:
+    channels, filters, side, stride = layer
+    weight, x = torch.randn(filters, channels, 3, 3) * 0.05, torch.randn(batch, channels, side, side)
+    shape = ConvShape.of(x, weight, stride=stride, padding=1)
+    nhwc = x.contiguous(memory_format=torch.channels_last)
+    filters_nhwc = weight.contiguous(memory_format=torch.channels_last)
+    arms: dict[str, Callable[[], object]] = {
+        "binary": lambda: convolve_signs(nhwc, weight, shape),
+        "binary, nchw": lambda: convolve_signs(x, weight, shape),
+        "fp32": lambda: F.conv2d(nhwc, filters_nhwc, None, stride, 1),
+        "fp32, nchw": lambda: F.conv2d(x, weight, None, stride, 1),
+        "winograd": lambda: conv2d(nhwc, filters_nhwc, None, stride, 1, algorithm="winograd"),
+    }
+    halves = [each.bfloat16() for each in (nhwc, filters_nhwc, x, weight)]
+    arms["bf16"] = lambda: F.conv2d(halves[0], halves[1], None, stride, 1)
+    arms["bf16, nchw"] = lambda: F.conv2d(halves[2], halves[3], None, stride, 1)
+    bytes_ = torch.quantize_per_tensor(nhwc, 0.05, 64, torch.quint8)
+    in_int8 = int8_conv(weight)
+    arms["int8"] = lambda: in_int8(bytes_)
+    return arms
+
+
+@torch.inference_mode()
+def binary(args: argparse.Namespace) -> Figures:
+    torch.set_num_threads(1)
+    found: Figures = {"layers": {}}
+    for name, layer in LAYERS.items():
+        calls = layer_arms(layer, args.batch)
+        times = {arm: max(1, int(0.05 / seconds_of(call, 1))) for arm, call in calls.items() if call() is not None}
+        arms = {arm: partial(seconds_of, call, times[arm]) for arm, call in calls.items()}
+        seconds = measure.in_turns(arms, args.rounds)
+        best = {
+            arm: [min(pair) for pair in zip(seconds[arm], seconds.get(f"{arm}, nchw", seconds[arm]), strict=True)]
+            for arm in ("binary", "fp32", "bf16", "int8", "winograd")
+        }
+        speed = {arm: [1 / s for s in values] for arm, values in best.items()}
+        ratios = {arm: measure.ratio(speed, "binary", arm) for arm in best if arm != "binary"}
+        found["layers"][name] = {"ratios": ratios, "seconds": measure.summary(seconds, "s")}
+        print(name, {arm: round(ratio["median"], 2) for arm, ratio in ratios.items()}, flush=True)
+    found["ratios"] = {}
+    for arm in (*BINARY_TARGETS, "winograd"):
+        rounds = zip(*(layer["ratios"][arm]["rounds"] for layer in found["layers"].values()), strict=True)
+        means = [statistics.geometric_mean(each) for each in rounds]
+        figure = {"median": statistics.median(means), "lowest": min(means), "highest": max(means), "n": len(means)}
+        found["ratios"][f"binary over {arm}, geometric mean"] = figure | {"rounds": means}
+        print(f"binary over {arm}: {figure['median']:.2f}", flush=True)
+    return found
+
+
+@contextlib.contextmanager
+def unseen(*_: Any) -> Iterator[None]:
+    yield
+
+
+def accuracy_of(experiment: Path, *overrides: str) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = load_experiment(str(experiment), ["strategy.workers=0", *overrides, f"run.folder={folder}/run"])
+        result = launch.run(chosen, resume=False, overwrite=False, watch=unseen)
+    return float(result["val_accuracy"])
+
+
+def formats(bits: list[int]) -> dict[str, str]:
+    """Name -> the section `precision`; all with four bits before the point."""
+    found = {"fp32": "fp32"}
+    for total in bits:
+        for how in ("stochastic", "nearest"):
+            grid = f"integer_bits: {INTEGER_BITS}, fraction_bits: {total - INTEGER_BITS}, rounding: {how}"
+            found[f"{total} bits {how}"] = f"{{fixed: {{{grid}}}}}"
+    return found
+
+
+def learning(args: argparse.Namespace) -> Figures:
+    sets: dict[str, tuple[Path, list[str]]] = {"digits": (DIGITS, [f"train.epochs={args.epochs}"])}
+    if args.cifar:
+        data = [
+            f"data.train=tar:{args.cifar}/train.tar?per_class={args.per_class}",
+            f"data.val=tar:{args.cifar}/test.tar?per_class=200",
+        ]
+        sets["cifar10"] = (CIFAR, [*data, "model.options={width: 8}", f"train.epochs={args.cifar_epochs}"])
+    found: Figures = {}
+    for name, (experiment, overrides) in sets.items():
+        runs: dict[str, list[float]] = {arm: [] for arm in formats(args.bits)}
+        for seed in range(args.seeds):
+            for arm, precision in formats(args.bits).items():
+                runs[arm].append(accuracy_of(experiment, *overrides, f"precision={precision}", f"seed={seed}"))
+                print(f"{name} seed {seed} {arm}: {runs[arm][-1]:.2%}", flush=True)
+        found[name] = {
+            arm: {"mean": statistics.fmean(all_), "spread": max(all_) - min(all_), "n": len(all_), "seeds": all_}
+            for arm, all_ in runs.items()
+        }
+        for arm, figure in found[name].items():
+            print(f"{name}: {arm} {figure['mean']:.2%}, spread {figure['spread']:.2%}", flush=True)
+    return found
+
+
+def chart(axis: Any, found: Figures) -> None:
+    measure.bars(axis, found["ratios"], target=1.0, label="speed over torch's")
+
+
+def chart_of_learning(axis: Any, found: Figures) -> None:
+    """Accuracy by bits."""
+    for number, (name, arms) in enumerate(found.items()):
+        colour = measure.COLOURS[number]
+        for how, style in (("stochastic", "-o"), ("nearest", ":s")):
+            points = [(int(arm.split()[0]), figure) for arm, figure in arms.items() if arm.endswith(how)]
+            axis.plot(
+                [bits for bits, _ in points], [figure["mean"] for _, figure in points], style, color=colour,
+                markersize=4, linewidth=1.2, label=f"{name}, {how}",
+            )  # fmt: skip
+        axis.axhline(arms["fp32"]["mean"], color=colour, linewidth=0.8, linestyle="--", label=f"{name}, fp32")
+    axis.legend(fontsize=7)
+    axis.set_xlabel("bits of weights, activations and gradients; held-out accuracy", color=measure.INK)
+
+
+PARTS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[..., None], dict[str, float] | None]] = {
+    "rounding": (rounding, chart, TARGETS),
+    "binary": (binary, chart, BINARY_TARGETS),
+    "learning": (learning, chart_of_learning, None),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["rounding", "binary"])
+    parser.add_argument("--megabytes", type=int, default=400, help="of the part rounding; more than caches hold")
+    parser.add_argument("--rounds", type=int, default=7, help="of the parts rounding and binary")
+    parser.add_argument("--batch", type=int, default=1, help="of the part binary")
+    parser.add_argument("--bits", nargs="+", type=int, default=[16, 14, 12, 10, 8], help="of the part learning")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=20, help="of the digits")
+    parser.add_argument("--cifar", help="the folder of train.tar and test.tar")
+    parser.add_argument("--cifar-epochs", type=int, default=5)
+    parser.add_argument("--per-class", type=int, default=1000)
+    args = parser.parse_args()
+    here = measure.machine()
+    for part in args.parts:
+        compute, draw, targets = PARTS[part]
+        figures = compute(args)
+        record = {
+            "title": f"Few bits: {part}",
+            "targets": targets,
+            "settings": vars(args) | {"cifar": bool(args.cifar)},
+            "machine": here,
+            part: figures,
+        }
+        measure.write(f"precision-{part}", record, partial(draw, found=figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Binary convolutions and linear layers: the signs of weights and activations, multiplied and summed bit by bit.
+
+sign(0) is 1. In training the gradient passes the sign as if it were the identity, but for activations beyond 1 in
+size, where it is zero (the straight-through estimator with the cancel); weights are kept as real numbers, for the sum
+of many small steps, and clipped to [-1, 1] after each (`clip_`).
+
+Source: Courbariaux, Hubara, Soudry, El-Yaniv & Bengio 2016, "Binarized Neural Networks" (arXiv:1602.02830), section 1.
+With `scaled`, results are multiplied by the mean size of their filter's weights: XNOR-Net's alpha, Rastegari et al.
+2016 (arXiv:1603.05279), eq. 6.
+
+On a CPU in fp32 the forward pass is native/binary.c: activations are packed to 32 a word within the call, products are
+exclusive ors, sums are counts of bits. It is exact: bit for bit the fp32 convolution of the signs. Whatever else, and a
+machine without a compiler, computes that.
+"""
+
+import ctypes
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kernels import vendor
+from kernels.layout import empty
+from kernels.native import build
+from kernels.native.vectors import Layout, in_lines, load_library
+from kernels.shapes import ConvShape
+
+_EXACT = 2**24  # products whose sum fp32 holds
+
+
+def sign(x: Tensor) -> Tensor:
+    """1 where x >= 0, else -1, in x's dtype. NaN is -1."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+class Packed(NamedTuple):
+    """Filters as bits: 1/32 of their size. `words`: 16 filters a vector; `sums`: of the signs of each tap."""
+
+    words: Tensor
+    sums: Tensor
+
+
+class BinaryConv2d(nn.Conv2d):
+    """A convolution of signs by signs; zeros as padding. `groups` is 1. The bias, if any, is real.
+
+    Shapes: (N, C, H, W) -> (N, K, H', W'), as nn.Conv2d's.
+    """
+
+    scaled = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.groups != 1 or self.padding_mode != "zeros":
+            raise ValueError(
+                "a binary convolution has groups=1 and padding_mode='zeros', "
+                f"got groups={self.groups} and padding_mode={self.padding_mode!r}"
+            )
+        scale = self.weight.abs().mean((1, 2, 3)) if self.scaled else None
+        options = (self.stride, self.padding, self.dilation)
+        result: Tensor = _Binary.apply(input, self.weight, *options)
+        if scale is not None:
+            result = result * scale[:, None, None]
+        return result if self.bias is None else result + self.bias[:, None, None]
+
+    @torch.no_grad()
+    def clip_(self) -> None:
+        """After an update."""
+        self.weight.clamp_(-1.0, 1.0)
+
+
+class BinaryLinear(nn.Linear):
+    """Products of signs by signs. Shapes: (..., in) -> (..., out), as nn.Linear's. The bias, if any, is real."""
+
+    scaled = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        pixels = input.reshape(-1, self.in_features, 1, 1)
+        filters = self.weight[:, :, None, None]
+        result: Tensor = _Binary.apply(pixels, filters, 1, 0, 1)
+        result = result.view(*input.shape[:-1], self.out_features)
+        if self.scaled:
+            result = result * self.weight.abs().mean(1)
+        return result if self.bias is None else result + self.bias
+
+    @torch.no_grad()
+    def clip_(self) -> None:
+        """After an update."""
+        self.weight.clamp_(-1.0, 1.0)
+
+
+class _Binary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
+        shape = ConvShape.of(input, weight, stride=stride, padding=padding, dilation=dilation)
+        ctx.save_for_backward(input, weight)
+        ctx.shape = shape
+        return convolve_signs(input, weight, shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        input, weight = ctx.saved_tensors
+        (grad,) = grads
+        of_input = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_input = vendor.input_gradient(grad, sign(weight), ctx.shape) * (input.abs() <= 1)
+        if ctx.needs_input_grad[1]:
+            of_weight = vendor.weight_gradient(grad, sign(input), ctx.shape)
+        return of_input, of_weight, None, None, None
+
+
+def convolve_signs(input: Tensor, weight: Tensor, shape: ConvShape, packed: Packed | None = None) -> Tensor:
+    """The convolution of sign(input) by sign(weight). `packed`: the filters, if `pack` was called beforehand.
+
+    Shapes: input (N, C, H, W), weight (K, C, R, S) -> (N, K, H', W').
+    """
+    library = _library() if _takes(input, weight, shape) else None
+    if library is None:
+        return vendor.forward(sign(input), sign(weight), shape)
+    images, output = in_lines(input), empty(shape.output_size, input)
+    sizes, threads = _Sizes.of(shape), torch.get_num_threads()
+    bits = torch.empty(library.convoy_binary_words(ctypes.byref(sizes)), dtype=torch.int32)
+    library.convoy_binary_pack(
+        ctypes.c_void_p(images.data_ptr()),
+        Layout.of(images),
+        ctypes.byref(sizes),
+        ctypes.c_void_p(bits.data_ptr()),
+        threads,
+    )
+    filters = packed or pack(weight, shape)
+    library.convoy_binary_convolve(
+        ctypes.c_void_p(bits.data_ptr()), ctypes.byref(sizes), ctypes.c_void_p(filters.words.data_ptr()),
+        ctypes.c_void_p(filters.sums.data_ptr()), None, None, ctypes.c_void_p(output.data_ptr()), Layout.of(output),
+        int(_BY_INSTRUCTION), threads,
+    )  # fmt: skip
+    return output
+
+
+def pack(weight: Tensor, shape: ConvShape) -> Packed:
+    """The signs of filters as bits. Shapes: weight (K, C, R, S). Needs a compiler on the machine."""
+    library = _library()
+    if library is None:
+        raise RuntimeError("binary filters cannot be packed without a C compiler")
+    blocks, taps = -(-shape.k // 16), shape.r * shape.s
+    words = torch.empty(blocks * taps * -(-shape.c // 32) * 16, dtype=torch.int32)
+    sums = torch.empty(blocks * taps * 16, dtype=torch.int32)
+    filters = weight.detach().contiguous()
+    library.convoy_binary_pack_filters(
+        ctypes.c_void_p(filters.data_ptr()), ctypes.byref(_Sizes.of(shape)),
+        ctypes.c_void_p(words.data_ptr()), ctypes.c_void_p(sums.data_ptr()),
+    )  # fmt: skip
+    return Packed(words, sums)
+
+
+_BY_INSTRUCTION = True
+
+
+class _Sizes(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int)
+        for name in [
+            "n",
+            "c",
+            "h",
+            "w",
+            "k",
+            "out_h",
+            "out_w",
+            "r",
+            "s",
+            "stride_h",
+            "stride_w",
+            "dilation_h",
+            "dilation_w",
+            "top",
+            "left",
+        ]
+    ]
+
+    @classmethod
+    def of(cls, shape: ConvShape) -> "_Sizes":
+        _, _, out_h, out_w = shape.output_size
+        (top, _), (left, _) = shape.padding
+        return cls(
+            shape.n, shape.c, shape.h, shape.w, shape.k, out_h, out_w, shape.r, shape.s, *shape.stride, *shape.dilation,
+            top, left,
+        )  # fmt: skip
+
+
+def _takes(input: Tensor, weight: Tensor, shape: ConvShape) -> bool:
+    in_fp32 = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in (input, weight))
+    return in_fp32 and min(input.numel(), *shape.output_size) > 0 and shape.c * shape.r * shape.s <= _EXACT
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    def load() -> ctypes.CDLL:
+        library = load_library("binary")
+        library.convoy_binary_words.restype = ctypes.c_long
+        return library
+
+    return build.loaded(load, "Binary convolutions are computed by torch in fp32, which is slower")

@@ -1,0 +1,50 @@
+/* Rounding of fp32 to a grid of fixed point, and to bf16; in place where `from` is `to`.
+
+   What is random is a function of a key and of an element's place (rounding.h), so results do not depend on the number of
+   threads. Loops are written for the compiler to make vectors of; an element costs about ten instructions of a vector,
+   less than memory takes to bring it. Formulas and corner cases: kernels/rounding.py, which has the same in torch. */
+
+#include <math.h>
+
+#include "rounding.h"
+
+/* One of the 2^23 odd multiples of 2^-24 below 1. */
+INLINE float uniform(uint32_t bits) { return as_float(0x3f800000U | bits >> 9) - 0x1.fffffep-1f; }
+
+/* The grid is the multiples of 1 / scale from low / scale to high / scale. NaN stays what it is. */
+struct grid {
+  float scale, low, high;
+};
+
+INLINE float on_grid(float x, struct grid grid, float threshold) {
+  float y = x * grid.scale;
+  y = grid.low > y ? grid.low : y;
+  y = grid.high < y ? grid.high : y;
+  const float below = floorf(y);
+  return (below + (y - below > threshold ? 1.0f : 0.0f)) * (1.0f / grid.scale);
+}
+
+void convoy_round_fixed(
+    const float *from, float *to, int64_t count, struct grid grid, int stochastic, struct key key, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (count > BLOCK)
+  for (int64_t start = 0; start < count; start += BLOCK) {
+    const int64_t end = start + BLOCK < count ? start + BLOCK : count;
+    if (stochastic) {
+#pragma GCC ivdep
+      for (int64_t i = start; i < end; i++)
+        to[i] = on_grid(from[i], grid, uniform(random_bits(key, (uint32_t)i)));
+    } else {
+#pragma GCC ivdep
+      for (int64_t i = start; i < end; i++) to[i] = on_grid(from[i], grid, 0.5f);
+    }
+  }
+}
+
+void convoy_round_bf16(const float *from, uint16_t *to, int64_t count, struct key key, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (count > BLOCK)
+  for (int64_t start = 0; start < count; start += BLOCK) {
+    const int64_t end = start + BLOCK < count ? start + BLOCK : count;
+#pragma GCC ivdep
+    for (int64_t i = start; i < end; i++) to[i] = to_bf16(from[i], random_bits(key, (uint32_t)i));
+  }
+}

@@ -35,6 +35,7 @@ tune.py        measures the table
 table.py       what was measured, and where it is kept
 memory.py      the memory that a call takes beside its tensors, measured
 passes.py      what an algorithm is
+binary.py      convolutions and linear layers of signs
 rounding.py    to few bits, to nearest or by chance
 rounding_triton.py  the same on a GPU
 bf16_updates.py  steps of optimizers on weights in bf16

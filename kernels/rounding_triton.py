@@ -3,6 +3,8 @@
 Formulas, corner cases and sources: `rounding.py`. Not yet measured on a GPU.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -13,39 +15,55 @@ from kernels.rounding import Grid
 _BLOCK = 1024
 
 
+class Limits(NamedTuple):
+    """Of a grid, in units of eps = 1 / scale."""
+
+    scale: float
+    low: float
+    high: float
+
+
+class Key(NamedTuple):
+    """The halves of a seed."""
+
+    first: int
+    second: int
+
+
 @triton.jit
-def _random_bits(first, second, places):
-    x = places.to(tl.uint32) ^ first
+def _random_bits(key, places):
+    x = places.to(tl.uint32) ^ key.first.to(tl.uint32)
     x ^= x >> 16
     x *= 0x7FEB352D
-    x ^= second
+    x ^= key.second.to(tl.uint32)
     x ^= x >> 15
     x *= 0x846CA68B
     return x ^ (x >> 16)
 
 
-@triton.jit(do_not_specialize=["first", "second"])
-def _round_fixed(source, result, count, scale, low, high, first, second, random: tl.constexpr, block: tl.constexpr):
+@triton.jit(do_not_specialize=["limits", "key"])
+def _round_fixed(source, result, count, limits, key, block: tl.constexpr):
+    """To nearest without a key."""
     places = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     x = tl.load(source + places, mask=places < count, other=0.0)
-    y = x * scale
-    y = tl.where(y < low, low, y)
-    y = tl.where(y > high, high, y)
+    y = x * limits.scale
+    y = tl.where(y < limits.low, limits.low, y)
+    y = tl.where(y > limits.high, limits.high, y)
     below = tl.floor(y)
     threshold = 0.5
-    if random:
-        bits = _random_bits(first.to(tl.uint32), second.to(tl.uint32), places)
+    if key is not None:
+        bits = _random_bits(key, places)
         threshold = (0x3F800000 | (bits >> 9)).to(tl.float32, bitcast=True) - 0.999999940395355224609375
-    rounded = (below + tl.where(y - below > threshold, 1.0, 0.0)) * (1.0 / scale)
+    rounded = (below + tl.where(y - below > threshold, 1.0, 0.0)) * (1.0 / limits.scale)
     tl.store(result + places, rounded, mask=places < count)
 
 
-@triton.jit(do_not_specialize=["first", "second"])
-def _round_bf16(source, result, count, first, second, block: tl.constexpr):
+@triton.jit(do_not_specialize=["key"])
+def _round_bf16(source, result, count, key, block: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     bits = tl.load(source + places, mask=places < count, other=0).to(tl.uint32, bitcast=True)
     size = bits & 0x7FFFFFFF
-    rounded = bits + (_random_bits(first.to(tl.uint32), second.to(tl.uint32), places) >> 16)
+    rounded = bits + (_random_bits(key, places) >> 16)
     rounded = tl.where((rounded & 0x7FFFFFFF) >= 0x7F800000, (bits & 0x80000000) | 0x7F7F0000, rounded)
     rounded = tl.where(size == 0x7F800000, bits, rounded)
     rounded = tl.where(size > 0x7F800000, bits | 0x400000, rounded)
@@ -54,16 +72,16 @@ def _round_bf16(source, result, count, first, second, block: tl.constexpr):
 
 def to_grid(line: Tensor, to: Tensor, grid: Grid, seed: int | None) -> None:
     """Shapes: line, to (n,), fp32; to nearest without a seed."""
-    limits = (grid.scale, grid.lowest, grid.highest)
-    count, random = len(line), seed is not None
-    _round_fixed[(triton.cdiv(count, _BLOCK),)](line, to, count, *limits, *_key(seed or 0), random=random, block=_BLOCK)
+    limits = Limits(grid.scale, grid.lowest, grid.highest)
+    key = None if seed is None else _key(seed)
+    _round_fixed[(triton.cdiv(len(line), _BLOCK),)](line, to, len(line), limits, key, block=_BLOCK)
 
 
 def to_bf16(line: Tensor, to: Tensor, seed: int) -> None:
     """Shapes: line (n,) in fp32, to (n,) in bf16."""
     halves = to.view(torch.int16)
-    _round_bf16[(triton.cdiv(len(line), _BLOCK),)](line.view(torch.int32), halves, len(line), *_key(seed), block=_BLOCK)
+    _round_bf16[(triton.cdiv(len(line), _BLOCK),)](line.view(torch.int32), halves, len(line), _key(seed), block=_BLOCK)
 
 
-def _key(seed: int) -> tuple[int, int]:
-    return seed & 0xFFFF_FFFF, seed >> 32 & 0xFFFF_FFFF
+def _key(seed: int) -> Key:
+    return Key(seed & 0xFFFF_FFFF, seed >> 32 & 0xFFFF_FFFF)

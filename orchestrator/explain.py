@@ -44,7 +44,7 @@ def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources
 def _precision(experiment: Experiment, plan: Plan) -> str:
     """Each format with its layers, and the numbers of weights if they are not fp32."""
     precision, layers = experiment.precision, defaultdict[str, list[str]](list)
-    if precision.layers:
+    if precision.is_by_layer:
         for name, chosen in check_formats(experiment, plan.target.width).items():
             layers[str(chosen)].append(name)
     said = [f"{chosen}: {', '.join(names)}" for chosen, names in layers.items()] or [str(precision.default)]

@@ -95,7 +95,7 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
     except ValueError as error:
         raise InputError(f"data.{error}") from error
     check_kernels(experiment, target.width)
-    if experiment.precision.layers:
+    if experiment.precision.is_by_layer:
         check_formats(experiment, target.width)
     model = measure(experiment.model, num_classes=target.width, channels=data.channels, image_size=data.image_size)
     size = DataSize(len(train.listing), len(val.listing), target)

@@ -6,12 +6,13 @@ field or section needs nothing here.
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from orchestrator.config.allowed import Allowed, Place, choices
+from orchestrator.config.allowed import MISSING, Allowed, Place, choices
 from orchestrator.config.document import Document
 from orchestrator.config.mistake import Mistake, Path, did_you_mean, dotted, either, show
 from orchestrator.config.schema import experiment_schema
@@ -45,6 +46,8 @@ def _explain(error: ErrorDetails, document: Document, allowed: Allowed) -> tuple
     if kind == "missing" and isinstance(loc[-1], int):
         loc, kind = loc[:-1], "too_short"
     place = allowed.find(loc, document.value)
+    if place.value is MISSING:  # inside of a shorthand
+        place = replace(place, value=error.get("input", MISSING))
     match kind:
         case "missing":
             return place.path, f"missing; must be {allowed.words(place.allowed or {})}."

@@ -63,7 +63,7 @@ def parse_experiment(text: str, filename: str, overrides: Sequence[str] = ()) ->
         try:
             experiment = Experiment.model_validate(document.value)
         except ValidationError as error:
-            mistakes += explain(error.errors(include_url=False, include_input=False), document)
+            mistakes += explain(error.errors(include_url=False), document)
     if mistakes:
         raise ConfigError(tuple(sorted(mistakes, key=_line)))
     return experiment

@@ -136,6 +136,11 @@ class PrecisionConfig(Section):
         return self.default, *self.layers.values()
 
     @property
+    def is_by_layer(self) -> bool:
+        """Whether layers may have formats that differ."""
+        return bool(self.layers) or isinstance(self.default, Binary)
+
+    @property
     def keeps_weights_in_fp32(self) -> bool:
         """Whether nothing but an optimizer changes weights."""
         changed = any(

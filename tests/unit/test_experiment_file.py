@@ -93,6 +93,24 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
             "binary; did you mean bf16?"
         ],
     ),
+    "inside of a shorthand": (
+        "precision: bf16", "precision: {fixed: {integer_bits: 4, fraction_bits: 30}}",
+        ["19: precision.default.fixed.fraction_bits: got 30, must be a whole number >= 0 and < 24."],
+    ),
+    "bits that do not fit": (
+        "precision: bf16", "precision: {default: {fixed: {integer_bits: 14, fraction_bits: 12}}}",
+        [
+            "19: precision.default.fixed.fraction_bits: got 12 with integer_bits=14, must be at most 10: fp32, in "
+            "which it is computed, holds 24 bits."
+        ],
+    ),
+    "a format that one layer cannot have": (
+        "precision: bf16", "precision: {default: bf16, stem.0: fp16}",
+        [
+            "19: precision.layers: got fp16 for 'stem.0' with default=bf16, must be another there, or default: fp16 "
+            "too: the loss is scaled for all layers or none. bf16 needs no scale."
+        ],
+    ),
     "misspelt": ("  augment:", "  agument:", ["8: data.agument: unknown; did you mean data.augment?"]),
     "of another section": ("seed: 3", "epochs: 3", ["2: epochs: unknown; did you mean train.epochs?"]),
     "of two other sections": (

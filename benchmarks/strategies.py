@@ -96,9 +96,7 @@ def run(experiment: Path, *overrides: str) -> tuple[Figures, list[Figures], list
         result = launch.run(chosen, resume=False, overwrite=False, watch=unseen)
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
         events = [json.loads(line) for line in (Path(folder) / "run" / "events.jsonl").read_text().splitlines()]
-    started = next(event["time"] for event in events if event["event"] == "start")
-    result |= {"started": started, "events": events}
-    return result, *([e for e in lines if e["kind"] == kind] for kind in ("step", "epoch"))
+    return result | {"events": events}, *([e for e in lines if e["kind"] == kind] for kind in ("step", "epoch"))
 
 
 def samples_per_s(steps: list[Figures]) -> float:
@@ -161,12 +159,12 @@ def restart(args: argparse.Namespace) -> Figures:
     return {name: measure.summary(values, "s") for name, values in found.items()}
 
 
-def curve(result: Figures, epochs: list[Figures]) -> list[tuple[float, int, float]]:
-    """Seconds since the start of training, samples, held-out accuracy: after each epoch."""
+def curve(steps: list[Figures], epochs: list[Figures]) -> list[tuple[float, int, float]]:
+    """Seconds since the first step, samples, held-out accuracy: after each epoch. Pipelines have started by then."""
     samples, points = 0, []
     for epoch in epochs:
         samples += epoch["samples"]
-        points.append((epoch["time"] - result["started"], samples, epoch["val_accuracy"]))
+        points.append((epoch["time"] - steps[0]["time"], samples, epoch["val_accuracy"]))
     return points
 
 
@@ -188,15 +186,17 @@ def accuracy(args: argparse.Namespace) -> Figures:
         sets["cifar10"] = (CIFAR, [*data, *small], args.cifar_accuracy, 60.0)
     found: Figures = {}
     for name, (experiment, overrides, target, step_ms) in sets.items():
+        if name not in args.sets:
+            continue
         for scenario in args.scenarios:
             faults = [] if scenario == "balanced" else [f"faults={{slow: {{rank: 1, extra_ms: {2 * step_ms}}}}}"]
             runs: Figures = {arm: [] for arm in PLAIN}
             for seed in range(args.seeds):
                 for arm in PLAIN if seed % 2 == 0 else reversed(PLAIN):
-                    result, _, epochs = run(
+                    result, steps, epochs = run(
                         experiment, *overrides, *faults, f"strategy={STRATEGIES[arm]}", f"seed={seed}"
                     )
-                    points = curve(result, epochs)
+                    points = curve(steps, epochs)
                     runs[arm].append({
                         "accuracy": points[-1][2], "seconds_to": seconds_to(points, target), "curve": points,
                         "staleness": result["staleness"], "samples_per_s": result["samples_per_s"],
@@ -252,7 +252,7 @@ def chart_of_accuracy(axis: Any, found: Figures) -> None:
             seconds, _, reached = zip(*of_arm[0]["curve"], strict=True)
             axis.plot(seconds, reached, style, color=colour, linewidth=1.2, label=f"{arm}, {where}")
     axis.legend(fontsize=6, ncols=2)
-    axis.set_xlabel("seconds since the start of training; accuracy on held-out samples", color=measure.INK)
+    axis.set_xlabel("seconds since the first step; accuracy on held-out samples", color=measure.INK)
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[..., None] | None]] = {
@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=30.0, help="of the part speed")
     parser.add_argument("--scenarios", nargs="+", choices=("balanced", "straggler"), default=["balanced", "straggler"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", choices=("digits", "cifar10"), default=["digits", "cifar10"])
     parser.add_argument("--accuracy", type=float, default=0.9, help="of the digits")
     parser.add_argument("--accuracy-epochs", type=int, default=15)
     parser.add_argument("--cifar", help="the folder of train.tar and test.tar")
@@ -291,7 +292,8 @@ def main() -> None:
             part: figures,
         }
         draw = PARTS[part][1]
-        of = "" if part != "speed" or args.sizes == list(SIZES) else "-" + "-".join(args.sizes)
+        chosen, all_ = (args.sizes, list(SIZES)) if part == "speed" else (args.sets, ["digits", "cifar10"])
+        of = "" if chosen == all_ or part == "restart" else "-" + "-".join(chosen)
         measure.write(f"strategies-{part}{of}", record, draw and partial(draw, found=figures))
 
 

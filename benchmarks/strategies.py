@@ -50,6 +50,7 @@ STRATEGIES = {
     "async-blocking": "{name: async, workers: 2, overlap: false}",
     "async-object-store": "{name: async, workers: 2, transport: object_store}",
     "async-fp16": "{name: async, workers: 2, wire: fp16, transport: object_store}",
+    "async-bf16": "{name: async, workers: 2, wire: bf16}",
     "async-top-k": "{name: async, workers: 2, wire: top_k, top_k: 0.01}",
     "local": "{name: local, workers: 2, every: 16}",
 }
@@ -63,16 +64,17 @@ SIZES: dict[str, tuple[list[int], int]] = {
 ARMS = {
     "1MB": {"balanced": PLAIN, "straggler": (*PLAIN, "async-blocking"), "pauses": PLAIN},
     "25MB": {"straggler": ("sync", "async", "async-object-store", "local")},
-    "100MB": {"straggler": ("sync", "async", "async-fp16", "async-top-k", "local")},
+    "100MB": {"straggler": ("sync", "async", "async-bf16", "async-top-k", "local")},
 }
 TARGETS = {
     "1MB straggler async/sync": 1.7,
     "1MB balanced async/sync": 0.97,
     "25MB straggler async/sync": 1.5,
-    "100MB straggler best of local and async-top-k/sync": 1.5,
+    "100MB straggler best of local, async-bf16 and async-top-k/sync": 1.5,
 }
 SLOWER = 3.0
 Figures = dict[str, Any]
+Point = tuple[float, int, float, float]  # seconds since the first step, samples, held-out accuracy and loss
 
 
 def waits(scenario: str, step_ms: float) -> str:
@@ -159,17 +161,17 @@ def restart(args: argparse.Namespace) -> Figures:
     return {name: measure.summary(values, "s") for name, values in found.items()}
 
 
-def curve(steps: list[Figures], epochs: list[Figures]) -> list[tuple[float, int, float]]:
-    """Seconds since the first step, samples, held-out accuracy: after each epoch. Pipelines have started by then."""
+def curve(steps: list[Figures], epochs: list[Figures]) -> list[Point]:
+    """After each epoch. Pipelines have started by the first step."""
     samples, points = 0, []
     for epoch in epochs:
         samples += epoch["samples"]
-        points.append((epoch["time"] - steps[0]["time"], samples, epoch["val_accuracy"]))
+        points.append((epoch["time"] - steps[0]["time"], samples, epoch["val_accuracy"], epoch["val_loss"]))
     return points
 
 
-def seconds_to(points: list[tuple[float, int, float]], accuracy: float) -> float | None:
-    return next((seconds for seconds, _, reached in points if reached >= accuracy), None)
+def seconds_to(points: list[Point], accuracy: float) -> float | None:
+    return next((seconds for seconds, _, reached, _ in points if reached >= accuracy), None)
 
 
 def accuracy(args: argparse.Namespace) -> Figures:
@@ -249,7 +251,7 @@ def chart_of_accuracy(axis: Any, found: Figures) -> None:
     """Held-out accuracy over time, of the first seed."""
     for (where, each), style in zip(found.items(), ("-", "--", "-.", ":"), strict=False):
         for colour, (arm, of_arm) in zip(measure.COLOURS, each["runs"].items(), strict=True):
-            seconds, _, reached = zip(*of_arm[0]["curve"], strict=True)
+            seconds, _, reached, _ = zip(*of_arm[0]["curve"], strict=True)
             axis.plot(seconds, reached, style, color=colour, linewidth=1.2, label=f"{arm}, {where}")
     axis.legend(fontsize=6, ncols=2)
     axis.set_xlabel("seconds since the first step; accuracy on held-out samples", color=measure.INK)

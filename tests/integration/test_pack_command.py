@@ -141,7 +141,7 @@ def test_an_interrupted_packing_keeps_its_shards_and_goes_on(tmp_path: Path) -> 
     content = Path(tmp_path / "one.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)).save(content)
     (tmp_path / "images" / "cat").mkdir(parents=True)
-    for number in range(2000):
+    for number in range(5000):
         (tmp_path / "images" / "cat" / f"{number}.png").hardlink_to(content)
     packed = tmp_path / "packed"
     # Encoded anew, which takes seconds in all: the packing is not over when its first shard is seen.
@@ -164,4 +164,4 @@ def test_an_interrupted_packing_keeps_its_shards_and_goes_on(tmp_path: Path) -> 
     assert again.returncode == 0, again.stderr
     assert f"{len(kept)} of them from before" in again.stdout
     assert {name: (packed / name).stat().st_mtime_ns for name in kept} == kept
-    assert len(open_source(f"shards:{packed}", "train").listing) == 2000
+    assert len(open_source(f"shards:{packed}", "train").listing) == 5000

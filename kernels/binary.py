@@ -129,7 +129,7 @@ def convolve_signs(input: Tensor, weight: Tensor, shape: ConvShape, packed: Pack
     filters = packed or pack(weight, shape)
     library.convoy_binary_convolve(
         ctypes.c_void_p(bits.data_ptr()), ctypes.byref(sizes), ctypes.c_void_p(filters.words.data_ptr()),
-        ctypes.c_void_p(filters.sums.data_ptr()), None, None, ctypes.c_void_p(output.data_ptr()), Layout.of(output),
+        ctypes.c_void_p(filters.sums.data_ptr()), ctypes.c_void_p(output.data_ptr()), Layout.of(output),
         int(_BY_INSTRUCTION), threads,
     )  # fmt: skip
     return output

@@ -140,13 +140,12 @@ void convoy_binary_pack_filters(const float *weights, const struct sizes *z, uin
 
 /* ---- Rows of results ---- */
 
-/* What a row of results is made from and where it goes. `scale`, `bias`: of each filter, or NULL. */
+/* What a row of results is made from and where it goes. */
 struct row {
   const struct sizes *z;
   const uint32_t *images; /* packed, the first row that the results see */
   const uint32_t *filters;
   const int32_t *sums;
-  const float *scale, *bias;
   float *to;
   struct layout at; /* of results */
   int y;
@@ -175,10 +174,6 @@ INLINE void finish(const struct row *row, int x, int first, const uint32_t *coun
   for (int lane = 0; lane < LANES; lane++) values[lane] = total - 2 * (int32_t)counts[lane];
   if (border) take_back(row, x, row->sums + (long)(first / LANES) * z->r * z->s * LANES, values);
   for (int lane = 0; lane < LANES; lane++) results[lane] = (float)values[lane];
-  if (row->scale)
-    for (int lane = 0; lane < many; lane++) results[lane] *= row->scale[first + lane];
-  if (row->bias)
-    for (int lane = 0; lane < many; lane++) results[lane] += row->bias[first + lane];
   float *to = row->to + x * row->at.w + first * row->at.c;
   if (row->at.c == 1 && many == LANES)
     memcpy(to, results, sizeof results);
@@ -256,8 +251,8 @@ int convoy_binary_counts_vectors(void) {
 
 /* `by_instruction`: 0 counts by arithmetic, for tests. */
 void convoy_binary_convolve(
-    const uint32_t *images, const struct sizes *z, const uint32_t *filters, const int32_t *sums, const float *scale,
-    const float *bias, float *to, struct layout at, int by_instruction, int threads) {
+    const uint32_t *images, const struct sizes *z, const uint32_t *filters, const int32_t *sums, float *to,
+    struct layout at, int by_instruction, int threads) {
   const long image = (long)rows_of(z) * columns_of(z) * words_of(z);
   void (*by)(const struct row *) = row_by_arithmetic;
 #if defined(__AVX512F__)
@@ -269,7 +264,7 @@ void convoy_binary_convolve(
     const int n = (int)(number / z->out_h), y = (int)(number % z->out_h);
     const long line = (long)columns_of(z) * words_of(z) * y * z->stride_h;
     const struct row row = {
-        .z = z, .images = images + n * image + line, .filters = filters, .sums = sums, .scale = scale, .bias = bias,
+        .z = z, .images = images + n * image + line, .filters = filters, .sums = sums,
         .to = to + n * at.n + y * at.h, .at = at, .y = y};
     by(&row);
   }

@@ -146,7 +146,7 @@ class _Rounded(torch.autograd.Function):
 
 
 class Formats:
-    """A model's layers with formats of their own; `rounding`: those with weights or gradients on a grid."""
+    """A model's layers with formats of their own, and when their weights and gradients are rounded."""
 
     def __init__(self, model: nn.Module, config: PrecisionConfig, seed: int, rank: int, device_type: str) -> None:
         self.draws = Draws(seed, rank)

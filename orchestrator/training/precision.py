@@ -66,12 +66,12 @@ class Precision:
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> bool:
         """Undo the scale, for an update that takes place elsewhere; returns whether it may, as `step` does."""
-        if not self._scaler.is_enabled():
-            self._formats.before_update()
-            self._formats.after_update()
-            return True
-        self._scaler.unscale_(optimizer)
-        return self._note(lambda: None)
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(optimizer)
+        self._formats.before_update()
+        updated = not self._scaler.is_enabled() or self._note(lambda: None)
+        self._formats.after_update()
+        return updated
 
     def _note(self, update: Callable[[], object]) -> bool:
         scale = self._scaler.get_scale()

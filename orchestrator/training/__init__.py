@@ -9,6 +9,8 @@ optim.py                the optimizer of an experiment
 schedule.py             the learning rate of a step; pure
 precision.py            in which arithmetic: autocast, loss scaling
 formats.py              formats of numbers by layer, and rounding to them
+moving_points.py        where the point of each tensor in dynamic fixed point is
+guard.py                wider formats for layers whose gradients do not fit
 regularize.py           label smoothing, average of weights
 losses.py               what is minimised, for each kind of target
 tasks.py                how each kind of target is learned and judged: the table of losses and figures

@@ -4,67 +4,23 @@ from typing import Any
 
 import pytest
 import torch
+from precision_samples import CPU, Trained, config, equal, images, network
 from torch import Tensor, nn
 
 from kernels.rounding import Grid
 from orchestrator.config.experiment import AdamWConfig, SgdConfig
-from orchestrator.config.precision import PrecisionConfig, gather_globs
 from orchestrator.training.formats import formats_of
-from orchestrator.training.optim import AdamWInBf16, SgdInBf16, build_optimizer
+from orchestrator.training.optim import AdamWInBf16, SgdInBf16
 from orchestrator.training.precision import Precision
 
-CPU = torch.device("cpu")
 FIXED = {"fixed": {"integer_bits": 4, "fraction_bits": 8}}
 NEAREST = {"fixed": {"integer_bits": 4, "fraction_bits": 8, "rounding": "nearest"}}
-
-
-def config(said: Any) -> PrecisionConfig:
-    return PrecisionConfig.model_validate(gather_globs(said))
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
-    return nn.Sequential(body, nn.Linear(8 * 16, 5))
-
-
-def images(number: int = 0) -> Tensor:
-    return torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(number))
 
 
 def is_on_grid(values: Tensor, fraction_bits: int = 8) -> bool:
     scaled = values.detach().double() * 2.0**fraction_bits
     grid = Grid(4, fraction_bits)
     return bool((scaled == scaled.round()).all()) and grid.lowest <= scaled.min() and scaled.max() <= grid.highest
-
-
-class Trained:
-    """A network after steps of SGD on noise, in a precision."""
-
-    def __init__(self, said: Any, *, seed: int = 0, lr: float = 0.05, optimizer: Any = None) -> None:
-        self.model = network()
-        self.precision = Precision(config(said), CPU, self.model, seed)
-        chosen = optimizer or SgdConfig(lr=lr)
-        self.optimizer = build_optimizer(self.model, chosen, config(said).optimizer, seed)
-
-    def step(self, number: int) -> None:
-        self.optimizer.zero_grad()
-        with self.precision.autocast():
-            outputs = self.model(images(number))
-        self.precision.backward(outputs.float().square().mean())
-        self.precision.step(self.optimizer, 0.0)
-
-    def steps(self, numbers: range) -> "Trained":
-        for number in numbers:
-            self.step(number)
-        return self
-
-    def weights(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.model.parameters()]
-
-
-def equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(map(torch.equal, a, b))
 
 
 def test_the_first_rule_that_matches_counts_and_only_layers_have_formats() -> None:

@@ -8,7 +8,7 @@ from orchestrator.config.section import Section
 from pipelines.augment.shorthand import ShorthandSchema, expand_shorthand
 
 MOST_BITS = 24  # that fp32, in which fixed point is computed, holds
-NAMES = frozenset({"fp32", "tf32", "bf16", "fp16", "fixed", "dynamic_fixed", "binary"})
+NAMES = frozenset({"fp32", "tf32", "bf16", "fp16", "fp8", "fixed", "dynamic_fixed", "binary"})
 WITH_SETTINGS = frozenset({"fixed", "dynamic_fixed"})
 """Formats of which something must be said beside the name."""
 OF_ALL = {
@@ -16,7 +16,7 @@ OF_ALL = {
     "tf32": "a device has it on or off. bf16 can be of some layers.",
 }
 """Formats that all layers have or none, and why."""
-Bare = Literal["fp32", "tf32", "bf16", "fp16", "binary"]
+Bare = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "binary"]
 Role = Literal["weights", "activations", "gradients"]
 ROLES: tuple[Role, ...] = ("weights", "activations", "gradients")
 
@@ -50,6 +50,12 @@ class Fp16(_Float):
     """As bf16, in half precision, with dynamic loss scaling: of all layers or none."""
 
     name: Literal["fp16"] = "fp16"
+
+
+class Fp8(_Float):
+    """Products of linear layers in 8 bits, by torchao; all other layers compute in bf16."""
+
+    name: Literal["fp8"] = "fp8"
 
 
 class OnGrid(Section):
@@ -129,7 +135,7 @@ class Binary(_Float):
 
 
 Format = Annotated[
-    Fp32 | Tf32 | Bf16 | Fp16 | Fixed | DynamicFixed | Binary,
+    Fp32 | Tf32 | Bf16 | Fp16 | Fp8 | Fixed | DynamicFixed | Binary,
     Field(discriminator="name"),
     BeforeValidator(expand_shorthand),
     ShorthandSchema("formats (docs/precision.md)", bare=NAMES - WITH_SETTINGS),
@@ -204,7 +210,7 @@ class PrecisionConfig(Section):
     @property
     def is_by_layer(self) -> bool:
         """Whether layers may have formats that differ."""
-        return bool(self.layers) or isinstance(self.default, Binary)
+        return bool(self.layers) or isinstance(self.default, Binary | Fp8)
 
     @property
     def suits_any_strategy(self) -> bool:

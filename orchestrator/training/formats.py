@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from kernels.binary import BinaryConv2d, BinaryLinear
 from kernels.rounding import Grid, round_to_grid, stream
-from orchestrator.config.precision import Binary, DynamicFixed, Fixed, Format, Fp32, OnGrid, PrecisionConfig
+from orchestrator.config.precision import Bf16, Binary, DynamicFixed, Fixed, Format, Fp8, Fp32, OnGrid, PrecisionConfig
+from orchestrator.training import float8
 from orchestrator.training.guard import Guard, wider
 from orchestrator.training.moving_points import Key, MovingPoints
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 _UPDATES, _POINTS, _GUARD, _WIDENED = _STATE = ("updates", "points", "guard", "widened")
 _FORMAT: TypeAdapter[Format] = TypeAdapter(Format)
 # What is rounded, as part of a seed.
@@ -39,7 +40,8 @@ _WEIGHTS, _WEIGHT_GRADIENTS, _OUTPUTS, _GRADIENTS = range(4)
 def formats_of(model: nn.Module, config: PrecisionConfig) -> dict[str, Format]:
     """Layer -> format: of the first rule that matches, else the default.
 
-    Binary are only convolutions and linear layers, and by default neither the first nor the last of them.
+    Binary are only convolutions and linear layers, and by default neither the first nor the last of them. In fp8 are
+    linear layers of suitable sizes; others in bf16.
     Raises: ValueError for a rule that matches no layer, and for a layer that its rule does not suit.
     """
     layers = {name: module for name, module in model.named_modules() if _own(module)}
@@ -57,6 +59,8 @@ def formats_of(model: nn.Module, config: PrecisionConfig) -> dict[str, Format]:
         chosen = config.default if rule is None else config.layers[rule]
         if isinstance(chosen, Binary) and (name not in products or (rule is None and name in spared)):
             chosen = Fp32()
+        if isinstance(chosen, Fp8) and not float8.suits(layer):
+            chosen = Bf16()
         if isinstance(chosen, Binary) and getattr(layer, "groups", 1) != 1:
             raise ValueError(
                 f"got binary for {name!r}, which has groups={layer.groups}, must be another. Add a rule for it."
@@ -196,6 +200,8 @@ class Formats:
         for number, (name, chosen) in enumerate(formats.items()):
             module = modules[name]
             self._names[number] = name
+            if isinstance(chosen, Fp8):
+                float8.become_float8(module, device_type)
             if config.layers or config.guard or isinstance(chosen, OnGrid | Binary):
                 layer = LayerFormat(chosen, number, self.draws, self._points, device_type)
                 kind: Any = type(module)

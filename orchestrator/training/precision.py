@@ -19,7 +19,7 @@ from orchestrator.config.precision import PrecisionConfig
 from orchestrator.errors import CheckpointError, InputError
 from orchestrator.training.formats import Formats
 
-ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 class Precision:

@@ -8,7 +8,7 @@ from orchestrator.config.section import Section
 from pipelines.augment.shorthand import ShorthandSchema, expand_shorthand
 
 MOST_BITS = 24  # that fp32, in which fixed point is computed, holds
-NAMES = frozenset({"fp32", "bf16", "fp16", "fixed", "binary"})
+NAMES = frozenset({"fp32", "bf16", "fp16", "fixed", "binary", "shift"})
 Role = Literal["weights", "activations", "gradients"]
 ROLES: tuple[Role, ...] = ("weights", "activations", "gradients")
 
@@ -80,8 +80,14 @@ class Binary(_Float):
     scaled: bool = False
 
 
+class Shift(_Float):
+    """Batch norms by powers of two (kernels/shift_norm.py), of batch norms; as `default`, others stay fp32."""
+
+    name: Literal["shift"] = "shift"
+
+
 Format = Annotated[
-    Fp32 | Bf16 | Fp16 | Fixed | Binary,
+    Fp32 | Bf16 | Fp16 | Fixed | Binary | Shift,
     Field(discriminator="name"),
     BeforeValidator(expand_shorthand),
     ShorthandSchema("formats (docs/precision.md)", bare=NAMES - {"fixed"}),
@@ -138,7 +144,7 @@ class PrecisionConfig(Section):
     @property
     def is_by_layer(self) -> bool:
         """Whether layers may have formats that differ."""
-        return bool(self.layers) or isinstance(self.default, Binary)
+        return bool(self.layers) or isinstance(self.default, Binary | Shift)
 
     @property
     def keeps_weights_in_fp32(self) -> bool:
@@ -163,5 +169,5 @@ def gather_globs(value: Any) -> Any:
 
 Precision = Annotated[
     PrecisionConfig,
-    BeforeValidator(gather_globs, json_schema_input_type=PrecisionConfig | Literal["fp32", "bf16", "fp16", "binary"]),
+    BeforeValidator(gather_globs, json_schema_input_type=PrecisionConfig | Literal["fp32", "bf16", "fp16", "binary", "shift"]),
 ]

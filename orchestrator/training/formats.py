@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from kernels.binary import BinaryConv2d, BinaryLinear
 from kernels.rounding import round_fixed, stream
-from orchestrator.config.precision import Binary, Fixed, Format, Fp32, PrecisionConfig
+from kernels.shift_norm import ShiftBatchNorm1d, ShiftBatchNorm2d
+from orchestrator.config.precision import Binary, Fixed, Format, Fp32, PrecisionConfig, Shift
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _UPDATES = "updates"
@@ -33,7 +34,8 @@ _WEIGHTS, _WEIGHT_GRADIENTS, _OUTPUTS, _GRADIENTS = range(4)
 def formats_of(model: nn.Module, config: PrecisionConfig) -> dict[str, Format]:
     """Layer -> format: of the first rule that matches, else the default.
 
-    Binary are only convolutions and linear layers, and by default neither the first nor the last of them.
+    Binary are only convolutions and linear layers, and by default neither the first nor the last of them; shift are
+    only batch norms.
     Raises: ValueError for a rule that matches no layer, and for a layer that its rule does not suit.
     """
     layers = {name: module for name, module in model.named_modules() if _own(module)}
@@ -50,6 +52,13 @@ def formats_of(model: nn.Module, config: PrecisionConfig) -> dict[str, Format]:
         rule = next((glob for glob in config.layers if fnmatch.fnmatchcase(name, glob)), None)
         chosen = config.default if rule is None else config.layers[rule]
         if isinstance(chosen, Binary) and (name not in products or (rule is None and name in spared)):
+            chosen = Fp32()
+        if isinstance(chosen, Shift) and not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            if rule is not None:
+                raise ValueError(
+                    f"got shift for {name!r}, a {type(layer).__name__}, must be another: shift is for batch norms. Let "
+                    "the glob match norms only."
+                )
             chosen = Fp32()
         if isinstance(chosen, Binary) and getattr(layer, "groups", 1) != 1:
             raise ValueError(
@@ -154,10 +163,10 @@ class Formats:
         modules: dict[str, Any] = dict(model.named_modules())
         for number, (name, chosen) in enumerate(formats_of(model, config).items()):
             module = modules[name]
-            if config.layers or isinstance(chosen, Fixed | Binary):
+            if config.layers or isinstance(chosen, Fixed | Binary | Shift):
                 layer = LayerFormat(chosen, number, self.draws, device_type)
                 kind: Any = type(module)
-                module.__class__ = _with_format(kind, binary=isinstance(chosen, Binary))
+                module.__class__ = _with_format(kind, chosen.name)
                 module.layer_format = layer
                 if isinstance(chosen, Binary):
                     module.scaled = chosen.scaled
@@ -193,10 +202,12 @@ class Formats:
 
 
 @functools.cache
-def _with_format(kind: Any, *, binary: bool) -> Any:
-    """The class of a layer that computes in its `layer_format`."""
-    if binary:
+def _with_format(kind: Any, name: str) -> Any:
+    """The class of a layer that computes in its `layer_format`, of that name."""
+    if name == "binary":
         kind = BinaryConv2d if issubclass(kind, nn.Conv2d) else BinaryLinear
+    if name == "shift":
+        kind = ShiftBatchNorm2d if issubclass(kind, nn.BatchNorm2d) else ShiftBatchNorm1d
 
     def forward(self: Any, input: Tensor) -> Tensor:
         result: Tensor = self.layer_format.forward(self, functools.partial(kind.forward, self), input)

@@ -13,6 +13,7 @@ binary     convolutions of signs, forward, packing of activations and filters in
            3 layers of ResNet-18 and VGG-E over PyTorch's in fp32, bf16 and int8 (packed filters, uint8 activations),
            each in its better memory layout, and over Convoy's own Winograd in fp32.
 learning   held-out accuracy of an experiment in fixed point <IL, FL>, stochastic and nearest, by bits, beside fp32.
+binarynet  held-out accuracy of experiments/binarynet.yaml in fp32 and with signs, and packed (`precision_binarynet`).
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks import measure
+from benchmarks import measure, precision_binarynet
 from kernels.bf16_updates import Sgd, sgd_
 from kernels.binary import convolve_signs
 from kernels.conv import conv2d
@@ -244,6 +245,7 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[..., No
     "rounding": (rounding, chart, TARGETS),
     "binary": (binary, chart, BINARY_TARGETS),
     "learning": (learning, chart_of_learning, None),
+    "binarynet": (precision_binarynet.binarynet, precision_binarynet.chart, None),
 }
 
 
@@ -259,6 +261,8 @@ def main() -> None:
     parser.add_argument("--cifar", help="the folder of train.tar and test.tar")
     parser.add_argument("--cifar-epochs", type=int, default=5)
     parser.add_argument("--per-class", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=32, help="of the part binarynet on CIFAR-10; the paper's is 128")
+    parser.add_argument("--threads", type=int, default=2, help="of the part binarynet")
     args = parser.parse_args()
     here = measure.machine()
     for part in args.parts:

@@ -10,8 +10,8 @@ With `scaled`, results are multiplied by the mean size of their filter's weights
 
 On a CPU in fp32 the forward pass is native/binary.c, on a GPU binary_triton.py: activations are packed to 32 a word
 within the call, products are exclusive ors, sums are counts of bits. It is exact: bit for bit the fp32 convolution of
-the signs. Whatever else, and a machine without a compiler, computes that. What is evaluated only can keep the bits alone
-(`binary_packed.py`).
+the signs. Whatever else, and a machine without a compiler, computes that. For evaluation the bits of the weights are
+enough (`binary_packed.py`).
 """
 
 import ctypes
@@ -146,7 +146,7 @@ def convolve_bits(input: Tensor, bits: Tensor, shape: ConvShape) -> Tensor:
 
 
 def pack(weight: Tensor, shape: ConvShape) -> Packed:
-    """The signs of filters as native/binary.c takes them. Shapes: weight (K, C, R, S). Needs a compiler on the machine."""
+    """The signs of filters as native/binary.c takes them. Shapes: weight (K, C, R, S). Needs a compiler."""
     library = _library()
     if library is None:
         raise RuntimeError("binary filters cannot be packed without a C compiler")

@@ -1,13 +1,13 @@
 """A trained network of binary layers, for evaluation: its filters as bits, its batch norms as whole numbers.
 
 `pack_for_evaluation` replaces every binary layer by one that keeps the signs of its weights, 32 a word: 1/32 of the
-memory. Where a binary layer goes to a batch norm, maybe by a max pooling, and what comes out goes to binary layers only,
-nothing but the sign of the norm is seen. That is a comparison of the layer's sum of products, a whole number, with a
-threshold for each channel, which replaces the norm and the layer's own bias and scale.
+memory. Where a binary layer goes to a batch norm, maybe by a max pooling, and what comes out goes to binary layers
+only, nothing but the sign of the norm is seen. That is a comparison of the layer's sum of products, a whole number,
+with a threshold for each channel, which replaces the norm and the layer's own bias and scale.
 
 Predictions stay the same bit for bit. A norm computed in fp32 is monotone in its input, roundings included, so that its
-sign changes at most once; where, is found by bisection with the norm itself. So thresholds hold for any norm by channels,
-those by powers of two (`shift_norm.py`) too, and for the device that packs: another may round differently.
+sign changes at most once; where, is found by bisection with the norm itself. So thresholds hold for norms by powers of
+two (`shift_norm.py`) too, and for the device that packs: another may round differently.
 
 Source: Umuroglu et al. 2017, "FINN" (arXiv:1612.07119), section 4.2.2, for thresholds; Courbariaux et al. 2016
 (arXiv:1602.02830), section 1 and Algorithm 5, for the rest.

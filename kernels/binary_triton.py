@@ -1,4 +1,4 @@
-"""Convolutions of signs on a GPU, in Triton: signs packed to 32 a word, products by exclusive or, sums by counting bits.
+"""Convolutions of signs on a GPU, in Triton: signs packed to 32 a word, products by exclusive or, sums by counts.
 
 Results are whole numbers, so they are those of every other way bit for bit. What a filter sees outside of the image is
 left out of the count. Bits are counted by arithmetic that LLVM knows and makes one instruction (popc.b32) of.

@@ -50,7 +50,7 @@ class ShiftBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"input: got {input.dim()} dimensions, must be (N, C, ...). Add the dimension of the batch.")
+            raise ValueError(f"input: got {input.dim()} dimensions, must be (N, C, ...). Add that of the batch.")
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)

@@ -145,10 +145,11 @@ class PackedSize:
 
     def __str__(self) -> str:
         layers, folded = len(self.packing.layers), len(self.packing.folded)
-        why = f" (the forward pass cannot be followed: {self.packing.untraced})" if self.packing.untraced else ""
+        untraced = self.packing.untraced
+        why = f" (the forward pass cannot be followed: {untraced})" if untraced else ""
         return (
-            f"{layers} binary layer{'s' if layers > 1 else ''} packed, {folded} with norms folded into thresholds{why}: "
-            f"{self.after:,} bytes instead of {self.before:,}, 1/{self.ratio:.1f}"
+            f"{layers} binary layer{'s' if layers > 1 else ''} packed, {folded} with norms folded into thresholds{why}"
+            f": {self.after:,} bytes instead of {self.before:,}, 1/{self.ratio:.1f}"
         )
 
 
@@ -161,9 +162,10 @@ def pack(restored: Restored) -> PackedSize:
     before = num_bytes(model.state_dict())
     packing = pack_for_evaluation(model)
     if not packing.layers:
+        chosen = restored.prepared.experiment.precision.default
         raise InputError(
-            f"--packed: got a run with precision.default={restored.prepared.experiment.precision.default}, which has no "
-            "binary layers, must be one that has. Leave it out, or train with precision: binary."
+            f"--packed: got a run with precision.default={chosen}, which has no binary layers, must be one that "
+            "has. Leave it out, or train with precision: binary."
         )
     return PackedSize(packing, before, num_bytes(model.state_dict()))
 

@@ -283,8 +283,8 @@ class Experiment(Section):
             )
         if served and isinstance(optimizer, AdamaxConfig | ShiftAdamaxConfig):
             raise ValueError(
-                f"train.optimizer.name: got {optimizer.name} with strategy.name={strategy.name}, must be sgd, adagrad or "
-                "adamw, which a parameter server has. Take one of them, or sync."
+                f"train.optimizer.name: got {optimizer.name} with strategy.name={strategy.name}, must be sgd, adagrad "
+                "or adamw, which a parameter server has. Take one of them, or sync."
             )
         if optimizer.name not in ("sgd", "adamw") and self.precision.optimizer.weights == "bf16":
             raise ValueError(
@@ -292,7 +292,8 @@ class Experiment(Section):
             )
         if self.train.compile and any(chosen.name in ("fixed", "binary", "shift") for chosen in self.precision.formats):
             raise ValueError(
-                "train.compile: got true with a precision of fixed, binary or shift, must be false: they are not traced."
+                "train.compile: got true with a precision of fixed, binary or shift, must be false: they are not "
+                "traced."
             )
         for number, kill in enumerate(self.faults.kill):
             if kill.shard is not None and not served:

@@ -169,5 +169,7 @@ def gather_globs(value: Any) -> Any:
 
 Precision = Annotated[
     PrecisionConfig,
-    BeforeValidator(gather_globs, json_schema_input_type=PrecisionConfig | Literal["fp32", "bf16", "fp16", "binary", "shift"]),
+    BeforeValidator(
+        gather_globs, json_schema_input_type=PrecisionConfig | Literal["fp32", "bf16", "fp16", "binary", "shift"]
+    ),
 ]

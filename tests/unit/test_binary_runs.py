@@ -15,7 +15,7 @@ from kernels.binary_packed import pack_for_evaluation
 from kernels.shift_norm import ShiftBatchNorm1d, ShiftBatchNorm2d
 from orchestrator import launch
 from orchestrator.cli import app
-from orchestrator.config.load import load_experiment
+from orchestrator.config.load import ConfigError, load_experiment
 from orchestrator.evaluation import pack, restore_run
 from orchestrator.live import watching
 from orchestrator.plan import Resources
@@ -99,3 +99,25 @@ def test_a_run_without_binary_layers_has_nothing_to_pack(tmp_path: Path) -> None
     done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "x.safetensors"), "--packed"])
     assert "--packed: got a run with precision.default=fp32, which has no binary layers" in str(done.exception)
     assert json.loads((folder / "result.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["strategy={name: async, workers: 2}", "precision=fp32"],
+            r"train\.optimizer\.name: got adamax with strategy\.name=async, must be sgd, adagrad or adamw, which a",
+        ),
+        (
+            ["precision={default: bf16, optimizer: {weights: bf16}}"],
+            r"precision\.optimizer\.weights: got bf16 with adamax, must be fp32\. Take sgd or adamw",
+        ),
+        (
+            ["train.compile=true", "precision=shift"],
+            r"train\.compile: got true with a precision of fixed, binary or shift",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(str(EXPERIMENT), overrides)

@@ -32,7 +32,7 @@ def foldable(model: nn.Module) -> tuple[dict[str, str], str | None]:
     for node in graph.nodes:
         layer = _module(node, modules)
         if isinstance(layer, BinaryConv2d | BinaryLinear) and calls.count(layer) == 1:
-            norm = _norm_behind(node, modules)
+            norm = _norm_behind(node, layer, modules)
             if norm is not None and calls.count(modules[norm.target]) == 1 and _only_signs_are_seen(norm, modules):
                 found[node.target] = norm.target
     return found, None
@@ -49,15 +49,24 @@ def _module(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     return modules[str(node.target)] if node.op == "call_module" else None
 
 
-def _norm_behind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
+def _norm_behind(node: fx.Node, layer: nn.Module, modules: dict[str, nn.Module]) -> Any:
     while len(node.users) == 1:
         (node,) = node.users
         module = _module(node, modules)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            return node if module.running_mean is not None else None
+            return node if _fits(layer, module) else None
         if not isinstance(module, _ORDERED):
             return None
     return None
+
+
+def _fits(layer: nn.Module, norm: Any) -> bool:
+    """Whether the norm is one of the layer's channels, by averages of training."""
+    if isinstance(layer, nn.Conv2d):
+        fits = isinstance(norm, nn.BatchNorm2d)
+    else:
+        fits = isinstance(norm, nn.BatchNorm1d) and norm.num_features == layer.out_features
+    return fits and norm.running_mean is not None and not norm.training
 
 
 def _only_signs_are_seen(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -78,7 +87,8 @@ def _keeps_signs(node: fx.Node, module: nn.Module | None) -> bool:
     if module is not None:
         return isinstance(module, _SIGNED)
     if node.target is F.hardtanh:  # relu6 is another function
-        return node.kwargs["min_val"] < 0 <= node.kwargs["max_val"]
+        options: dict[str, Any] = dict(node.kwargs)
+        return bool(options["min_val"] < 0 <= options["max_val"])
     if node.op == "call_function":
         return node.target in _SIGNED_FUNCTIONS
     return node.op == "call_method" and node.target in _SIGNED_METHODS

@@ -74,8 +74,9 @@ class Packed(nn.Module):
     scale: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, layer: Binary, filters: Tensor) -> None:
+    def __init__(self, layer: Binary, filters: Tensor, geometry: list[int]) -> None:
         super().__init__()
+        self._geometry = geometry
         self.size = (filters.shape[0], filters.shape[1], filters.shape[2], filters.shape[3])
         self.register_buffer("bits", bits_of(filters))
         # as in the layers' own forward, or the last bit of a mean may differ
@@ -96,9 +97,11 @@ class Packed(nn.Module):
             sums = sums * self.scale.view(along)
         return sums if self.bias is None else sums + self.bias.view(along)
 
-    def _sums(self, input: Tensor, shape: ConvShape) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return convolve_bits(input.float(), self.bits, shape)
+    def _sums(self, images: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, K, H', W')."""
+        shape = ConvShape.between(images.shape, self.size, self._geometry)
+        with torch.autocast(images.device.type, enabled=False):
+            return convolve_bits(images.float(), self.bits, shape)
 
     def extra_repr(self) -> str:
         return " x ".join(map(str, self.size))
@@ -108,44 +111,50 @@ class PackedConv2d(Packed):
     """Shapes: (N, C, H, W) -> (N, K, H', W'): BinaryConv2d's results, or its sums where a threshold follows."""
 
     def __init__(self, layer: BinaryConv2d) -> None:
-        super().__init__(layer, layer.weight)
-        self._geometry = geometry_of((self.size[2], self.size[3]), *options_of(layer))
+        rows, columns = layer.weight.shape[2:]
+        super().__init__(layer, layer.weight, geometry_of((rows, columns), *options_of(layer)))
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.finished(self._sums(input, ConvShape.between(input.shape, self.size, self._geometry)))
+        return self.finished(self._sums(input))
 
 
 class PackedLinear(Packed):
     """Shapes: (..., in) -> (..., out): BinaryLinear's results, or its sums where a threshold follows."""
 
     def __init__(self, layer: BinaryLinear) -> None:
-        super().__init__(layer, layer.weight[:, :, None, None])
+        super().__init__(layer, layer.weight[:, :, None, None], geometry_of((1, 1), 1, 0, 1, 1))
 
     def forward(self, input: Tensor) -> Tensor:
         k, c, _, _ = self.size
-        pixels = input.reshape(-1, c, 1, 1)
-        sums = self._sums(pixels, ConvShape.of(pixels, self.bits.new_empty(self.size, device="meta")))
-        return self.finished(sums.view(-1, k)).view(*input.shape[:-1], k)
+        sums = self._sums(input.reshape(-1, c, 1, 1)).view(-1, k)
+        return self.finished(sums).view(*input.shape[:-1], k)
 
 
 class Threshold(nn.Module):
     """1 where a sum reaches its channel's threshold, else -1; the other way round where it is `falling`.
 
-    Shapes: (N, K, ...) -> the same. `thresholds`: (K,), int32; `falling`: (K,), bool.
+    `images`: whether sums are (N, K, H, W), else (N, K). `thresholds`: (K,), int32; `falling`: (K,), bool.
+    Shapes: sums -> the same.
+    Raises: ValueError for sums of another number of dimensions.
     """
 
     thresholds: Tensor
     falling: Tensor
 
-    def __init__(self, thresholds: Tensor, falling: Tensor) -> None:
+    def __init__(self, thresholds: Tensor, falling: Tensor, *, images: bool) -> None:
         super().__init__()
+        self._along = (-1, 1, 1) if images else (-1,)
         self.register_buffer("thresholds", thresholds.to(torch.int32))
         self.register_buffer("falling", falling)
 
     def forward(self, sums: Tensor) -> Tensor:
-        along = (-1, *[1] * (sums.dim() - 2))
-        reached = sums >= self.thresholds.view(along)
-        return torch.where(reached != self.falling.view(along), 1.0, -1.0)
+        if sums.dim() != len(self._along) + 1:
+            raise ValueError(
+                f"sums: got {sums.dim()} dimensions, must be {len(self._along) + 1}, of which the second are channels. "
+                "A norm over other dimensions cannot be packed: evaluate the model as it was."
+            )
+        reached = sums >= self.thresholds.view(self._along)
+        return torch.where(reached != self.falling.view(self._along), 1.0, -1.0)
 
 
 def _packed(layer: Binary) -> Packed:
@@ -161,7 +170,8 @@ def _threshold(layer: Packed, norm: nn.Module) -> Threshold:
         values = layer.finished(sums.float()[None, :])
         return norm(values[:, :, None, None] if images else values).flatten() >= 0
 
-    return Threshold(*first_change(positive, layer.most, layer.bits.new_ones(layer.size[0])))
+    changes = first_change(positive, layer.most, layer.bits.new_ones(layer.size[0]))
+    return Threshold(*changes, images=images)
 
 
 def first_change(positive: Callable[[Tensor], Tensor], most: int, like: Tensor) -> tuple[Tensor, Tensor]:

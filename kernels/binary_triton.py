@@ -28,6 +28,24 @@ class Strides(NamedTuple):
     w: int
 
 
+class Images(NamedTuple):
+    """Images to be packed; `words` of a pixel."""
+
+    pixels: int
+    c: int
+    h: int
+    w: int
+    words: int
+
+
+class Tensors(NamedTuple):
+    """Words of images (N, H, W, words) and filters (K, R S, words), and the result (N, K, H', W')."""
+
+    images: Tensor
+    filters: Tensor
+    result: Tensor
+
+
 class Sizes(NamedTuple):
     """Of a convolution; `words` of a pixel."""
 
@@ -58,23 +76,23 @@ def _count(bits):
     return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
-@triton.jit
-def _pack(images, packed, strides, size, h, w, c, words, block: tl.constexpr):
-    """Words (N, H, W, words) of images (N, C, H, W), one column of programs a word; `size` is N H W."""
+@triton.jit(do_not_specialize=["z"])
+def _pack(images, packed, strides, z, block: tl.constexpr):
+    """Words (N, H, W, words) of images (N, C, H, W), one column of programs a word."""
     pixel = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     word = tl.program_id(1)
-    row = pixel // w
-    from_pixel = row // h * strides.n + row % h * strides.h + pixel % w * strides.w
+    row = pixel // z.w
+    from_pixel = row // z.h * strides.n + row % z.h * strides.h + pixel % z.w * strides.w
     channel = word * 32 + tl.arange(0, 32)
-    inside = (pixel < size)[:, None] & (channel < c)[None, :]
+    inside = (pixel < z.pixels)[:, None] & (channel < z.c)[None, :]
     values = tl.load(images + from_pixel[:, None] + channel[None, :] * strides.c, mask=inside, other=-1.0)
     bits = (values >= 0.0).to(tl.int32) << tl.arange(0, 32)[None, :]
-    tl.store(packed + pixel * words + word, tl.sum(bits, 1), mask=pixel < size)
+    tl.store(packed + pixel * z.words + word, tl.sum(bits, 1), mask=pixel < z.pixels)
 
 
-@triton.jit
-def _convolve(images, filters, result, strides, z, pixels: tl.constexpr, num_filters: tl.constexpr):
-    """A block of pixels of the result by one of filters. Words: images (N, H, W, words), filters (K, R S, words)."""
+@triton.jit(do_not_specialize=["z"])
+def _convolve(tensors, strides, z, pixels: tl.constexpr, num_filters: tl.constexpr):
+    """A block of pixels of the result by one of filters."""
     pixel = tl.program_id(0) * pixels + tl.arange(0, pixels)
     k = tl.program_id(1) * num_filters + tl.arange(0, num_filters)
     x, row = pixel % z.out_w, pixel // z.out_w
@@ -87,16 +105,16 @@ def _convolve(images, filters, result, strides, z, pixels: tl.constexpr, num_fil
         from_column = x * z.stride_w + tap % z.s * z.dilation_w - z.left
         seen = there & (from_row >= 0) & (from_row < z.h) & (from_column >= 0) & (from_column < z.w)
         taps_seen += seen.to(tl.int32)
-        source = images + ((n * z.h + from_row) * z.w + from_column).to(tl.int64) * z.words
-        taps = filters + (k * z.r * z.s + tap).to(tl.int64) * z.words
+        source = tensors.images + ((n * z.h + from_row) * z.w + from_column).to(tl.int64) * z.words
+        taps = tensors.filters + (k * z.r * z.s + tap).to(tl.int64) * z.words
         for word in range(z.words):
             signs = tl.load(source + word, mask=seen, other=0).to(tl.uint32, bitcast=True)
             weights = tl.load(taps + word, mask=known, other=0).to(tl.uint32, bitcast=True)
             differing += tl.where(seen[:, None], _count(signs[:, None] ^ weights[None, :]), 0)
     total = (taps_seen * z.c)[:, None] - 2 * differing
     to = n.to(tl.int64) * strides.n + y * strides.h + x * strides.w
-    places = result + to[:, None] + k[None, :].to(tl.int64) * strides.c
-    tl.store(places, total.to(result.dtype.element_ty), mask=there[:, None] & known[None, :])
+    places = tensors.result + to[:, None] + k[None, :].to(tl.int64) * strides.c
+    tl.store(places, total.to(tensors.result.dtype.element_ty), mask=there[:, None] & known[None, :])
 
 
 def bits_of(weight: Tensor) -> Tensor:
@@ -115,9 +133,8 @@ def convolve(input: Tensor, bits: Tensor, shape: ConvShape) -> Tensor:
     )  # fmt: skip
     grid = (triton.cdiv(shape.n * out_h * out_w, _PIXELS), triton.cdiv(shape.k, _FILTERS))
     with torch.cuda.device_of(input):
-        _convolve[grid](
-            _packed(input), bits, output, Strides(*output.stride()), sizes, pixels=_PIXELS, num_filters=_FILTERS
-        )
+        tensors, strides = Tensors(_packed(input), bits, output), Strides(*output.stride())
+        _convolve[grid](tensors, strides, sizes, pixels=_PIXELS, num_filters=_FILTERS)
     return output
 
 
@@ -128,5 +145,5 @@ def _packed(images: Tensor) -> Tensor:
     packed = images.new_empty((n, h, w, words), dtype=torch.int32)
     grid = (triton.cdiv(n * h * w, _PACKED), words)
     with torch.cuda.device_of(images):
-        _pack[grid](images, packed, Strides(*images.stride()), n * h * w, h, w, c, words, block=_PACKED)
+        _pack[grid](images, packed, Strides(*images.stride()), Images(n * h * w, c, h, w, words), block=_PACKED)
     return packed

@@ -157,6 +157,19 @@ def test_a_norm_is_folded_where_only_its_signs_are_seen(net: nn.Sequential, fold
         assert torch.equal(net(x), expected)
 
 
+def test_a_norm_over_other_dimensions_is_not_folded_or_refused() -> None:
+    x = torch.randn(5, 4, 8)
+    net = small(nn.BatchNorm1d(4))  # of the positions, which are 4
+    with torch.no_grad():
+        expected = net(x)
+        assert pack_for_evaluation(net).folded == {}
+        assert torch.equal(net(x), expected)
+    net = small(nn.BatchNorm1d(6))
+    assert pack_for_evaluation(net).folded == {"0": "1"}
+    with pytest.raises(ValueError, match="sums: got 3 dimensions, must be 2, of which the second are channels"):
+        net(torch.randn(5, 6, 8))
+
+
 def test_what_is_used_twice_is_packed_and_not_folded() -> None:
     layer, norm = BinaryLinear(6, 6), nn.BatchNorm1d(6)
     net = nn.Sequential(layer, norm, layer, nn.BatchNorm1d(6), BinaryLinear(6, 2)).eval()
@@ -180,7 +193,7 @@ def test_the_change_is_found_wherever_it_is(most: int) -> None:
 
     thresholds, falling = first_change(positive, most, both.int())
     sums = torch.arange(-most, most + 1).float()[:, None]
-    result = Threshold(thresholds, falling)(sums.expand(-1, len(both)))
+    result = Threshold(thresholds, falling, images=False)(sums.expand(-1, len(both)))
     assert torch.equal(result > 0, (sums >= both) != falls)
 
 
@@ -200,7 +213,7 @@ def test_zero_is_positive_and_roundings_of_the_norm_decide() -> None:
             every = torch.arange(-9, 10).float()[:, None].expand(-1, 6)
             seen = norm(every) >= 0
             thresholds, falling = first_change(lambda s: (norm(s.float()[None]) >= 0)[0], 9, torch.ones(6).int())
-            assert torch.equal(Threshold(thresholds, falling)(every) > 0, seen)
+            assert torch.equal(Threshold(thresholds, falling, images=False)(every) > 0, seen)
 
 
 def test_a_network_in_training_is_refused() -> None:

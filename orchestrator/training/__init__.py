@@ -10,6 +10,9 @@ shift_adamax.py         AdaMax by powers of two
 schedule.py             the learning rate of a step; pure
 precision.py            in which arithmetic: autocast, loss scaling
 formats.py              formats of numbers by layer, and rounding to them
+moving_points.py        where the point of each tensor in dynamic fixed point is
+float8.py               linear layers in fp8, by torchao
+guard.py                wider formats for layers whose gradients do not fit
 regularize.py           label smoothing, average of weights
 losses.py               what is minimised, for each kind of target
 tasks.py                how each kind of target is learned and judged: the table of losses and figures

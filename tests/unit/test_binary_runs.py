@@ -114,7 +114,7 @@ def test_a_run_without_binary_layers_has_nothing_to_pack(tmp_path: Path) -> None
         ),
         (
             ["train.compile=true", "precision=shift"],
-            r"train\.compile: got true with a precision of fixed, binary or shift",
+            r"train\.compile: got true with a precision of fixed, dynamic_fixed, binary",
         ),
     ],
 )

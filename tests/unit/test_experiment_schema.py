@@ -50,8 +50,8 @@ ACCEPTED = [
     "schedule: {name: steps, epochs: [1, 2]}}",
 ]
 REFUSED = [
-    "precision: fp8",
-    "precision: {default: fp8}",
+    "precision: fp6",
+    "precision: {default: fp6}",
     "seed: -1",
     "seed: three",
     "epochs: 3",

@@ -82,7 +82,7 @@ def sets_of(args: argparse.Namespace) -> dict[str, list[str]]:
             f"train.epochs={args.cifar_epochs}",
             "train.channels_last=true",
         ]
-    return sets
+    return {name: overrides for name, overrides in sets.items() if name in args.sets}
 
 
 def binarynet(args: argparse.Namespace) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def test_binarynets_seeds_are_summed_up_and_one_that_differs_is_told() -> None:
 @pytest.mark.parametrize("arm", precision_binarynet.ARMS)
 @pytest.mark.parametrize("folder", [None, "somewhere"])
 def test_binarynets_arms_are_experiments(arm: str, folder: str | None) -> None:
-    args = Namespace(epochs=2, cifar=folder, cifar_epochs=3, per_class=10, width=16)
+    args = Namespace(sets=["digits", "cifar10"], epochs=2, cifar=folder, cifar_epochs=3, per_class=10, width=16)
     for overrides in precision_binarynet.sets_of(args).values():
         chosen = load_experiment(
             str(precision_binarynet.EXPERIMENT), [*overrides, *precision_binarynet.ARMS[arm], "strategy.workers=0"]

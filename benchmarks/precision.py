@@ -17,6 +17,7 @@ steps      training steps of VGG-16 and ResNet-50 at 224 pixels, all threads: `p
            out: until a process has the memory that it needs, pages cost more than arithmetic.
 learning   held-out accuracy of experiments in fixed point <IL, FL>, stochastic and nearest, and in dynamic fixed point,
            by bits; in bf16, with weights in fp32 and in bf16; and in fp32.
+binarynet  held-out accuracy of experiments/binarynet.yaml in fp32 and with signs, and packed (`precision_binarynet`).
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks import measure
+from benchmarks import measure, precision_binarynet
 from benchmarks.precision_learning import BF16_TARGETS, INTEGER_BITS, chart_of_learning, learning, steps
 from kernels.bf16_updates import Sgd, sgd_
 from kernels.binary import convolve_signs
@@ -174,6 +175,7 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[..., No
     "binary": (binary, chart, BINARY_TARGETS),
     "steps": (steps, chart, BF16_TARGETS),
     "learning": (learning, chart_of_learning, None),
+    "binarynet": (precision_binarynet.binarynet, precision_binarynet.chart, None),
 }
 
 
@@ -192,6 +194,8 @@ def main() -> None:
     parser.add_argument("--cifar", help="the folder of train.tar and test.tar")
     parser.add_argument("--cifar-epochs", type=int, default=5)
     parser.add_argument("--per-class", type=int, default=500)
+    parser.add_argument("--width", type=int, default=32, help="of the part binarynet on CIFAR-10; the paper's is 128")
+    parser.add_argument("--threads", type=int, default=2, help="of the part binarynet")
     args = parser.parse_args()
     here = measure.machine()
     for part in args.parts:

@@ -198,7 +198,7 @@ def _floor_to_hundredth(value: float) -> float:
 
 def _copies_of_weights(experiment: Experiment) -> int:
     """Weights, gradients, the optimizer's state and the average; what local SGD averages, and goes on from."""
-    state = {"sgd": 1, "adagrad": 1, "adamw": 2}[experiment.train.optimizer.name]
+    state = {"sgd": 1, "adagrad": 1, "adamw": 2, "adamax": 2, "shift_adamax": 2}[experiment.train.optimizer.name]
     copies = 2 + state + (experiment.train.ema_decay > 0)
     if isinstance(experiment.strategy, LocalConfig):
         outer = experiment.strategy.outer

@@ -138,6 +138,24 @@ void convoy_binary_pack_filters(const float *weights, const struct sizes *z, uin
       }
 }
 
+/* bits: [filter][tap][word]. */
+void convoy_binary_arrange_filters(const uint32_t *bits, const struct sizes *z, uint32_t *packed, int32_t *sums) {
+  const int words = words_of(z), taps = z->r * z->s, blocks = (z->k + LANES - 1) / LANES;
+  memset(packed, 0, sizeof *packed * blocks * taps * words * LANES);
+  memset(sums, 0, sizeof *sums * blocks * taps * LANES);
+  for (int filter = 0; filter < z->k; filter++)
+    for (int tap = 0; tap < taps; tap++) {
+      const long at = (long)(filter / LANES) * taps + tap;
+      int positive = 0;
+      for (int word = 0; word < words; word++) {
+        const uint32_t signs = bits[((long)filter * taps + tap) * words + word];
+        packed[(at * words + word) * LANES + filter % LANES] = signs;
+        positive += __builtin_popcount(signs);
+      }
+      sums[at * LANES + filter % LANES] = 2 * positive - z->c;
+    }
+}
+
 /* ---- Rows of results ---- */
 
 /* What a row of results is made from and where it goes. */

@@ -151,10 +151,12 @@ def pack(weight: Tensor, shape: ConvShape) -> Packed:
     if library is None:
         raise RuntimeError("binary filters cannot be packed without a C compiler")
     packed, filters = _room_for_filters(shape), weight.detach().contiguous()
-    library.convoy_binary_pack_filters(
+    failed = library.convoy_binary_pack_filters(
         ctypes.c_void_p(filters.data_ptr()), ctypes.byref(_Sizes.of(shape)),
         ctypes.c_void_p(packed.words.data_ptr()), ctypes.c_void_p(packed.sums.data_ptr()),
     )  # fmt: skip
+    if failed:
+        raise MemoryError(f"no memory to pack the signs of filters of {shape.c} x {shape.r} x {shape.s}")
     return packed
 
 

@@ -10,11 +10,12 @@ rounding   of `--megabytes` of fp32, one thread. Stochastically to fixed point, 
            torch's operators. In place nothing is fetched that is only written, as `copy_` does with its target, and no
            page is new. The random bits cost about ten instructions of a vector of 16.
 binary     convolutions of signs, forward, packing of activations included, one thread, batch `--batch`: 3 x 3 layers of
-           ResNet-18 and VGG-E, filters kept as bits, over PyTorch's in fp32, bf16 and int8 (packed filters, uint8
-           activations), each in its better memory layout, and over Convoy's own Winograd in fp32. `in training` packs
-           the filters too, from fp32, each time. A vector of 16 words costs an exclusive or, a count and a sum, of
-           which Intel's AVX-512 makes two a cycle: 10.7 times the fp32 FMA's products. Where bf16 and int8 have matrix
-           units (AMX), those make 8 and 16 times as many: bits cannot win there.
+           ResNet-18 and VGG-E, filters prepared beforehand from bits, over PyTorch's in fp32, bf16 and int8 (packed
+           filters, uint8 activations), each in its better memory layout, and over Convoy's own Winograd in fp32. `in
+           training` packs the filters too, from fp32, each time. Where there is a matrix unit (AMX), signs are bytes
+           for it; `bits counted` does without. A vector of 16 words of bits costs an exclusive or, a count and a sum,
+           of which Intel's AVX-512 makes two a cycle: 10.7 times the products of fp32, a third of those of AMX in int8,
+           and two thirds of those in bf16, which PyTorch uses.
 steps      training steps of VGG-16 and ResNet-50 at 224 pixels, all threads: `precision: bf16`, and with weights in
            bf16 too, over fp32 in PyTorch's better layout; the vendor's kernels in both. The first two rounds are left
            out: until a process has the memory that it needs, pages cost more than arithmetic.
@@ -34,8 +35,10 @@ from torch.nn import functional as F
 
 from benchmarks import measure, precision_binarynet
 from benchmarks.precision_learning import BF16_TARGETS, INTEGER_BITS, chart_of_learning, learning, steps
+from kernels import binary_amx
+from kernels.allocator import keep_freed_memory
 from kernels.bf16_updates import Sgd, sgd_
-from kernels.binary import convolve_bits, convolve_signs
+from kernels.binary import convolve_bits, convolve_signs, prepare
 from kernels.binary_bits import bits_of
 from kernels.conv import conv2d
 from kernels.rounding import round_bf16, round_fixed
@@ -121,6 +124,15 @@ def int8_conv(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: torch.ops.quantized.conv2d(x, packed, 0.1, 0)
 
 
+def prepared_to_count(bits: torch.Tensor, shape: ConvShape) -> Any:
+    """Filters for a processor without a matrix unit."""
+    takes, binary_amx.takes = binary_amx.takes, lambda _: False
+    try:
+        return prepare(bits, shape)
+    finally:
+        binary_amx.takes = takes
+
+
 def layer_arms(layer: tuple[int, int, int, int], batch: int) -> dict[str, Callable[[], object]]:
     channels, filters, side, stride = layer
     weight, x = torch.randn(filters, channels, 3, 3) * 0.05, torch.randn(batch, channels, side, side)
@@ -128,9 +140,11 @@ def layer_arms(layer: tuple[int, int, int, int], batch: int) -> dict[str, Callab
     nhwc = x.contiguous(memory_format=torch.channels_last)
     filters_nhwc = weight.contiguous(memory_format=torch.channels_last)
     bits = bits_of(weight)
+    kept, counted_from = prepare(bits, shape), prepared_to_count(bits, shape)
     arms: dict[str, Callable[[], object]] = {
-        "binary": lambda: convolve_bits(nhwc, bits, shape),
-        "binary, nchw": lambda: convolve_bits(x, bits, shape),
+        "binary": lambda: convolve_bits(nhwc, bits, shape, kept),
+        "binary, nchw": lambda: convolve_bits(x, bits, shape, kept),
+        "counted": lambda: convolve_bits(nhwc, bits, shape, counted_from),
         "training": lambda: convolve_signs(nhwc, weight, shape),
         "training, nchw": lambda: convolve_signs(x, weight, shape),
         "fp32": lambda: F.conv2d(nhwc, filters_nhwc, None, stride, 1),
@@ -157,15 +171,16 @@ def binary(args: argparse.Namespace) -> Figures:
         seconds = measure.in_turns(arms, args.rounds)
         best = {
             arm: [min(pair) for pair in zip(seconds[arm], seconds.get(f"{arm}, nchw", seconds[arm]), strict=True)]
-            for arm in ("binary", "training", "fp32", "bf16", "int8", "winograd")
+            for arm in ("binary", "counted", "training", "fp32", "bf16", "int8", "winograd")
         }
         speed = {arm: [1 / s for s in values] for arm, values in best.items()}
-        ratios = {arm: measure.ratio(speed, "binary", arm) for arm in best if arm not in ("binary", "training")}
+        ratios = {arm: measure.ratio(speed, "binary", arm) for arm in ("fp32", "bf16", "int8", "winograd")}
         ratios["fp32, in training"] = measure.ratio(speed, "training", "fp32")
+        ratios["fp32, bits counted"] = measure.ratio(speed, "counted", "fp32")
         found["layers"][name] = {"ratios": ratios, "seconds": measure.summary(seconds, "s")}
         print(name, {arm: round(ratio["median"], 2) for arm, ratio in ratios.items()}, flush=True)
     found["ratios"] = {}
-    for arm in (*BINARY_TARGETS, "winograd", "fp32, in training"):
+    for arm in (*BINARY_TARGETS, "winograd", "fp32, in training", "fp32, bits counted"):
         rounds = zip(*(layer["ratios"][arm]["rounds"] for layer in found["layers"].values()), strict=True)
         means = [statistics.geometric_mean(each) for each in rounds]
         figure = {"median": statistics.median(means), "lowest": min(means), "highest": max(means), "n": len(means)}
@@ -206,6 +221,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the part binarynet")
     args = parser.parse_args()
     here = measure.machine()
+    keep_freed_memory()
     for part in args.parts:
         compute, draw, targets = PARTS[part]
         figures = compute(args)

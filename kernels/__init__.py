@@ -36,6 +36,7 @@ table.py       what was measured, and where it is kept
 memory.py      the memory that a call takes beside its tensors, measured
 passes.py      what an algorithm is
 binary.py      convolutions and linear layers of signs
+binary_amx.py  the same by a CPU's matrix unit
 binary_triton.py  the same on a GPU
 binary_bits.py  signs as bits
 binary_packed.py  a trained network, with its filters as bits and its norms as thresholds

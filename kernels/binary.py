@@ -9,9 +9,9 @@ With `scaled`, results are multiplied by the mean size of their filter's weights
 2016 (arXiv:1603.05279), eq. 6.
 
 On a CPU in fp32 the forward pass is native/binary.c, on a GPU binary_triton.py: activations are packed to 32 a word
-within the call, products are exclusive ors, sums are counts of bits. It is exact: bit for bit the fp32 convolution of
-the signs. Whatever else, and a machine without a compiler, computes that. For evaluation the bits of the weights are
-enough (`binary_packed.py`).
+within the call, products are exclusive ors, sums are counts of bits; on a CPU's matrix unit, bytes (`binary_amx.py`).
+It is exact: bit for bit the fp32 convolution of the signs. Whatever else, and a machine without a compiler, computes
+that. For evaluation the bits of the weights are enough (`binary_packed.py`).
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kernels import triton_kernels, vendor
+from kernels import binary_amx, triton_kernels, vendor
 from kernels.binary_bits import signs_of
 from kernels.layout import empty
 from kernels.native import build
@@ -37,10 +37,13 @@ def sign(x: Tensor) -> Tensor:
 
 
 class Packed(NamedTuple):
-    """Filters as bits: 1/32 of their size. `words`: 16 filters a vector; `sums`: of the signs of each tap."""
+    """Filters as native/binary.c takes them: 1/32 of their size. `words`: 16 filters a vector; `sums`: of the signs of
+    each tap; `bytes`: the same for a matrix unit, 1/4 of their size, where there is one.
+    """
 
     words: Tensor
     sums: Tensor
+    bytes: Tensor | None
 
 
 class BinaryConv2d(nn.Conv2d):
@@ -125,8 +128,8 @@ def convolve_signs(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
     return _by_library(library, input, pack(weight, shape), shape)
 
 
-def convolve_bits(input: Tensor, bits: Tensor, shape: ConvShape) -> Tensor:
-    """The convolution of sign(input) by filters of bits (`binary_bits.py`).
+def convolve_bits(input: Tensor, bits: Tensor, shape: ConvShape, prepared: Packed | None = None) -> Tensor:
+    """The convolution of sign(input) by filters of bits (`binary_bits.py`), or of what `prepare` made of them before.
 
     Shapes: input (N, C, H, W), bits (K, R S, ceil(C / 32)) -> (N, K, H', W').
     """
@@ -137,12 +140,16 @@ def convolve_bits(input: Tensor, bits: Tensor, shape: ConvShape) -> Tensor:
     library = _library() if _takes(input, shape) else None
     if library is None:
         return vendor.forward(sign(input), signs_of(bits, shape.weight_size).to(input.dtype), shape)
-    filters = _room_for_filters(shape)
-    library.convoy_binary_arrange_filters(
-        ctypes.c_void_p(bits.contiguous().data_ptr()), ctypes.byref(_Sizes.of(shape)),
-        ctypes.c_void_p(filters.words.data_ptr()), ctypes.c_void_p(filters.sums.data_ptr()),
-    )  # fmt: skip
-    return _by_library(library, input, filters, shape)
+    return _by_library(library, input, prepared or prepare(bits, shape), shape)
+
+
+def prepare(bits: Tensor, shape: ConvShape) -> Packed | None:
+    """Filters of bits as the C code takes them; None where it does not compute. Shapes: bits as `convolve_bits` has."""
+    if bits.device.type != "cpu" or (library := _library()) is None:
+        return None
+    words, sums = _room_for_filters(shape)
+    library.convoy_binary_arrange_filters(_at(bits.contiguous()), _sizes(shape), _at(words), _at(sums))
+    return _packed(words, sums, shape)
 
 
 def pack(weight: Tensor, shape: ConvShape) -> Packed:
@@ -150,42 +157,47 @@ def pack(weight: Tensor, shape: ConvShape) -> Packed:
     library = _library()
     if library is None:
         raise RuntimeError("binary filters cannot be packed without a C compiler")
-    packed, filters = _room_for_filters(shape), weight.detach().contiguous()
-    failed = library.convoy_binary_pack_filters(
-        ctypes.c_void_p(filters.data_ptr()), ctypes.byref(_Sizes.of(shape)),
-        ctypes.c_void_p(packed.words.data_ptr()), ctypes.c_void_p(packed.sums.data_ptr()),
-    )  # fmt: skip
-    if failed:
+    (words, sums), filters = _room_for_filters(shape), weight.detach().contiguous()
+    if library.convoy_binary_pack_filters(_at(filters), _sizes(shape), _at(words), _at(sums)):
         raise MemoryError(f"no memory to pack the signs of filters of {shape.c} x {shape.r} x {shape.s}")
-    return packed
+    return _packed(words, sums, shape)
 
 
-def _room_for_filters(shape: ConvShape) -> Packed:
+def _packed(words: Tensor, sums: Tensor, shape: ConvShape) -> Packed:
+    return Packed(words, sums, binary_amx.filters_of(words, _sizes(shape)) if binary_amx.takes(shape) else None)
+
+
+def _room_for_filters(shape: ConvShape) -> tuple[Tensor, Tensor]:
     blocks, taps = -(-shape.k // 16), shape.r * shape.s
     words = torch.empty(blocks * taps * -(-shape.c // 32) * 16, dtype=torch.int32)
-    return Packed(words, torch.empty(blocks * taps * 16, dtype=torch.int32))
+    return words, torch.empty(blocks * taps * 16, dtype=torch.int32)
 
 
-def _by_library(library: ctypes.CDLL, input: Tensor, filters: Packed, shape: ConvShape) -> Tensor:
+def _by_library(library: ctypes.CDLL, input: Tensor, filters: Packed | None, shape: ConvShape) -> Tensor:
+    assert filters is not None
+    sizes, threads = _sizes(shape), torch.get_num_threads()
     images, output = in_lines(input), empty(shape.output_size, input)
-    sizes, threads = _Sizes.of(shape), torch.get_num_threads()
-    bits = torch.empty(library.convoy_binary_words(ctypes.byref(sizes)), dtype=torch.int32)
-    library.convoy_binary_pack(
-        ctypes.c_void_p(images.data_ptr()),
-        Layout.of(images),
-        ctypes.byref(sizes),
-        ctypes.c_void_p(bits.data_ptr()),
-        threads,
-    )
+    if filters.bytes is not None:
+        binary_amx.convolve(images, filters.bytes, output, sizes)
+        return output
+    bits = torch.empty(library.convoy_binary_words(sizes), dtype=torch.int32)
+    library.convoy_binary_pack(_at(images), Layout.of(images), sizes, _at(bits), threads)
     library.convoy_binary_convolve(
-        ctypes.c_void_p(bits.data_ptr()), ctypes.byref(sizes), ctypes.c_void_p(filters.words.data_ptr()),
-        ctypes.c_void_p(filters.sums.data_ptr()), ctypes.c_void_p(output.data_ptr()), Layout.of(output),
-        int(_BY_INSTRUCTION), threads,
+        _at(bits), sizes, _at(filters.words), _at(filters.sums), _at(output), Layout.of(output), int(_BY_INSTRUCTION),
+        threads,
     )  # fmt: skip
     return output
 
 
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
 _BY_INSTRUCTION = True
+
+
+def _sizes(shape: ConvShape) -> Any:
+    return ctypes.byref(_Sizes.of(shape))
 
 
 class _Sizes(ctypes.Structure):

@@ -15,10 +15,12 @@ Source: Umuroglu et al. 2017, "FINN" (arXiv:1612.07119), section 4.2.2, for thre
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kernels import binary
 from kernels.binary import BinaryConv2d, BinaryLinear, convolve_bits
 from kernels.binary_bits import bits_of
 from kernels.binary_graph import foldable
@@ -70,6 +72,7 @@ def pack_for_evaluation(model: nn.Module) -> Packing:
 class Packed(nn.Module):
     """What of a binary layer is left: `bits` (K, R S, ceil(C / 32)); `scale` and `bias` (K,), real or None."""
 
+    _kept: tuple[Any, binary.Packed | None] | None = None
     bits: Tensor
     scale: Tensor | None
     bias: Tensor | None
@@ -101,7 +104,14 @@ class Packed(nn.Module):
         """Shapes: (N, C, H, W) -> (N, K, H', W')."""
         shape = ConvShape.between(images.shape, self.size, self._geometry)
         with torch.autocast(images.device.type, enabled=False):
-            return convolve_bits(images.float(), self.bits, shape)
+            return convolve_bits(images.float(), self.bits, shape, self._prepared(shape))
+
+    def _prepared(self, shape: ConvShape) -> binary.Packed | None:
+        """What is made of the bits for the processor, once for the same bits; not part of the model's state."""
+        version = self.bits.data_ptr(), self.bits._version
+        if self._kept is None or self._kept[0] != version:
+            self._kept = version, binary.prepare(self.bits, shape)
+        return self._kept[1]
 
     def extra_repr(self) -> str:
         return " x ".join(map(str, self.size))

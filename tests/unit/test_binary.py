@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import binary
+from kernels import binary, binary_amx
 from kernels.binary import BinaryConv2d, BinaryLinear, convolve_bits, convolve_signs, sign
 from kernels.binary_bits import bits_of
 from kernels.shapes import ConvShape
@@ -43,7 +43,7 @@ def by_definition(x: Tensor, w: Tensor, options: dict[str, Any]) -> Tensor:
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
-@pytest.fixture(params=["by instruction", "by arithmetic", "by torch"])
+@pytest.fixture(params=["by matrix unit", "by instruction", "by arithmetic", "by torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "by torch":
         monkeypatch.setattr(binary, "_library", lambda: None)
@@ -51,7 +51,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("needs a C compiler")
     elif request.param == "by instruction" and not library.convoy_binary_counts_vectors():
         pytest.skip("needs AVX-512 VPOPCNTDQ")
+    elif request.param == "by matrix unit" and binary_amx._library() is None:
+        pytest.skip("needs AMX")
     monkeypatch.setattr(binary, "_BY_INSTRUCTION", request.param == "by instruction")
+    monkeypatch.setattr(binary_amx, "takes", lambda _: request.param == "by matrix unit")
     return str(request.param)
 
 
@@ -98,6 +101,25 @@ def test_filters_that_are_kept_as_bits_give_the_same(
     x, w = tensors(images, weight)
     shape = ConvShape.of(x, w, **options)
     assert torch.equal(convolve_bits(x, bits_of(w), shape), by_definition(x, w, options))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_matrix_unit_is_shared_with_whoever_else_computes_by_it(threads: int) -> None:
+    """oneDNN multiplies bf16 by tiles of another form, in the same threads."""
+    if binary_amx._library() is None:
+        pytest.skip("needs AMX")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    x, w = (each.nan_to_num().clamp(-4, 4) for each in tensors((3, 96, 20, 21), (80, 96, 3, 3)))
+    shape, exact = ConvShape.of(x, w, padding=1), by_definition(x, w, {"padding": 1})
+    halves = x.bfloat16(), w.bfloat16()
+    first = torch.nn.functional.conv2d(*halves, padding=1)
+    try:
+        for _ in range(3):
+            assert torch.equal(convolve_signs(x, w, shape), exact)
+            assert torch.equal(torch.nn.functional.conv2d(*halves, padding=1), first)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_gradients_are_those_of_signs_and_stop_where_activations_are_large() -> None:

@@ -33,6 +33,8 @@ struct layout {
 #define TARGET __attribute__((target("avx512f,avx512bw,amx-tile,amx-int8")))
 #define TILE 16   /* pixels, or filters */
 #define DEPTH 64  /* channels of a tile */
+#define NEAR (256L << 10) /* bytes of filters that a core keeps beside its pixels */
+#define LARGE (4L << 20) /* bytes of results that go past the caches */
 #define SLACK 32  /* pixels behind packed images that may be read */
 
 INLINE int smaller(int a, int b) { return a < b ? a : b; }
@@ -175,10 +177,12 @@ TARGET static void multiply(
   _tile_stored(3, sums[1][1], 64);
 }
 
-/* One pixel's results of 16 filters. */
-TARGET INLINE void put(const int32_t *sums, float *to, long apart, int many) {
+/* One pixel's results of 16 filters. `past`: past the caches, which do not hold all of them. */
+TARGET INLINE void put(const int32_t *sums, float *to, long apart, int many, int past) {
   const __m512 results = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums));
-  if (apart == 1) {
+  if (past && many == TILE && (uintptr_t)to % 64 == 0) {
+    _mm512_stream_ps(to, results);
+  } else if (apart == 1) {
     _mm512_mask_storeu_ps(to, (__mmask16)((1U << many) - 1U), results);
   } else {
     float values[TILE];
@@ -187,7 +191,7 @@ TARGET INLINE void put(const int32_t *sums, float *to, long apart, int many) {
   }
 }
 
-/* images: packed. filters: packed. A thread takes lines' stretches; in one, 32 filters stay near while pixels pass. */
+/* images: packed. filters: packed. What is done at a time is a stretch of a line by 32 filters. */
 TARGET void convoy_amx_convolve(
     const int8_t *images, const struct sizes *z, const int8_t *filters, float *to, struct layout at, int threads) {
   const int whole = z->stride_h == 1 && z->stride_w == 1, columns = columns_of(z), rows = rows_of(z);
@@ -195,34 +199,39 @@ TARGET void convoy_amx_convolve(
   const int lines = whole ? z->n : z->n * z->out_h, length = whole ? (z->out_h - 1) * columns + z->out_w : z->out_w;
   const int pairs = (z->k + 2 * TILE - 1) / (2 * TILE), stretch = 2 * TILE * 16;
   const long pair_bytes = 2L * TILE * z->r * z->s * apart;
+  const int past = at.c == 1 && 4L * z->n * z->k * z->out_h * z->out_w > LARGE;
+  const int pixels_stay = pairs * pair_bytes <= NEAR; /* and all filters with them, else filters do */
   const int stretches = (length + stretch - 1) / stretch;
 #pragma omp parallel num_threads(threads)
   {
     struct tiles before;
     _tile_storeconfig(&before);
     configure();
-#pragma omp for schedule(static) collapse(3)
-    for (int pair = 0; pair < pairs; pair++)
-      for (int line = 0; line < lines; line++)
-        for (int part = 0; part < stretches; part++) {
-          const int n = whole ? line : line / z->out_h, y = whole ? 0 : line % z->out_h;
-          const int8_t *image = images + (long)n * rows * columns * apart + y * line_apart;
-          float *result = to + n * at.n + 2 * TILE * pair * at.c;
-          for (int first = part * stretch; first < smaller(length, (part + 1) * stretch); first += 2 * TILE) {
-            int32_t sums[2][2][TILE][TILE] __attribute__((aligned(64)));
-            multiply(
-                image + (long)first * z->stride_w * apart, z->stride_w * apart, z, filters + pair * pair_bytes, sums);
-            for (int i = 0; i < smaller(2 * TILE, length - first); i++) {
-              const int row = y + (first + i) / columns * whole, x = whole ? (first + i) % columns : first + i;
-              if (x >= z->out_w) continue;
-              float *pixel = result + row * at.h + x * at.w;
-              for (int half = 0; half < 2; half++) {
-                const int many = smaller(TILE, z->k - 2 * TILE * pair - TILE * half);
-                if (many > 0) put(sums[i / TILE][half][i % TILE], pixel + TILE * half * at.c, at.c, many);
-              }
-            }
+#pragma omp for schedule(static)
+    for (long number = 0; number < (long)pairs * lines * stretches; number++) {
+      const int pair = (int)(pixels_stay ? number % pairs : number / ((long)lines * stretches));
+      const int place = (int)(pixels_stay ? number / pairs : number % ((long)lines * stretches));
+      const int line = place / stretches, part = place % stretches;
+      const int n = whole ? line : line / z->out_h, y = whole ? 0 : line % z->out_h;
+      const int8_t *image = images + (long)n * rows * columns * apart + y * line_apart;
+      float *result = to + n * at.n + 2 * TILE * pair * at.c;
+      for (int first = part * stretch; first < smaller(length, (part + 1) * stretch); first += 2 * TILE) {
+        int32_t sums[2][2][TILE][TILE] __attribute__((aligned(64)));
+        multiply(
+            image + (long)first * z->stride_w * apart, z->stride_w * apart, z, filters + pair * pair_bytes, sums);
+        int row = whole ? first / columns : y, x = whole ? first % columns : first;
+        for (int i = 0; i < smaller(2 * TILE, length - first); i++, x++) {
+          if (whole && x == columns) row++, x = 0;
+          if (x >= z->out_w) continue;
+          float *pixel = result + row * at.h + x * at.w;
+          for (int half = 0; half < 2; half++) {
+            const int many = smaller(TILE, z->k - 2 * TILE * pair - TILE * half);
+            if (many > 0) put(sums[i / TILE][half][i % TILE], pixel + TILE * half * at.c, at.c, many, past);
           }
         }
+      }
+    }
+    _mm_sfence();
     if (before.palette)
       _tile_loadconfig(&before); /* of who else uses the unit in this thread */
     else

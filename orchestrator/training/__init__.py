@@ -9,6 +9,7 @@ optim.py                the optimizer of an experiment
 schedule.py             the learning rate of a step; pure
 precision.py            in which arithmetic: autocast, loss scaling
 formats.py              formats of numbers by layer, and rounding to them
+recompute.py            activation checkpointing: activations computed again in the backward pass
 regularize.py           label smoothing, average of weights
 losses.py               what is minimised, for each kind of target
 tasks.py                how each kind of target is learned and judged: the table of losses and figures

@@ -15,6 +15,8 @@ outputs are rounded to nearest: the same network gives the same answers.
 import difflib
 import fnmatch
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,6 +77,19 @@ class Draws:
         """A seed of this rank, another one at each call."""
         call = self._calls[layer, what] = self._calls.get((layer, what), -1) + 1
         return stream(self._seed, self.updates, layer, what, call, self._rank)
+
+    def mark(self) -> dict[tuple[int, int], int]:
+        """What `again` needs to draw the same numbers as from here on."""
+        return dict(self._calls)
+
+    @contextmanager
+    def again(self, mark: dict[tuple[int, int], int]) -> Iterator[None]:
+        """Draw for a pass that is computed again (`recompute.py`) what was drawn after `mark`."""
+        now, self._calls = self._calls, dict(mark)
+        try:
+            yield
+        finally:
+            self._calls = now
 
     def begin_update(self, updates: int) -> None:
         self.updates = updates

@@ -11,6 +11,7 @@ from orchestrator.training.checkpoint import Snapshot
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.precision import Precision
 from orchestrator.training.progress import Progress
+from orchestrator.training.recompute import recompute
 from orchestrator.training.regularize import WeightAverage
 from orchestrator.training.tasks import TASKS
 from pipelines.targets import Target
@@ -36,6 +37,9 @@ class Learner:
         self.task = TASKS[target.kind]
         self.loss = self.task.loss(experiment.train.loss)
         self.width, self.num_counts = target.width, self.task.num_counts(target.width)
+        checkpointed = experiment.memory.checkpoint
+        assert checkpointed != "auto", "the plan has chosen (orchestrator/memory/fit.py)"
+        recompute(self.model, checkpointed, self.precision.draws)
         decay = experiment.train.ema_decay
         self.average = WeightAverage(self.model, decay) if decay > 0 else None
 

@@ -8,6 +8,7 @@ from torch import nn
 from kernels.swap import replace_convs
 from orchestrator.config.experiment import Experiment
 from orchestrator.training.checkpoint import Snapshot
+from orchestrator.training.offload import offload
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.precision import Precision
 from orchestrator.training.progress import Progress
@@ -34,6 +35,8 @@ class Learner:
         self.precision = Precision(experiment.precision, device, self.model, experiment.seed)
         weights = experiment.precision.optimizer
         self.optimizer = build_optimizer(self.model, experiment.train.optimizer, weights, experiment.seed)
+        if experiment.memory.offload == "optimizer" and device.type != "cpu":
+            offload(self.optimizer)
         self.task = TASKS[target.kind]
         self.loss = self.task.loss(experiment.train.loss)
         self.width, self.num_counts = target.width, self.task.num_counts(target.width)

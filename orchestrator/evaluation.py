@@ -8,6 +8,7 @@ import torch
 
 from kernels import inference
 from orchestrator.config.experiment import Experiment
+from orchestrator.config.memory import MemoryConfig
 from orchestrator.errors import CheckpointError
 from orchestrator.plan import Resources
 from orchestrator.prepare import prepare
@@ -28,7 +29,9 @@ def evaluate_run(folder: RunFolder, experiment: Experiment, resources: Resources
 
     Raises: CheckpointError if the run has no valid checkpoint.
     """
-    alone = experiment.model_copy(update={"strategy": experiment.strategy.model_copy(update={"workers": 0})})
+    alone = experiment.model_copy(
+        update={"strategy": experiment.strategy.model_copy(update={"workers": 0}), "memory": MemoryConfig()}
+    )
     prepared = prepare(alone, resources)
     setup = prepared.setup(folder)
     store = CheckpointStore(folder.checkpoints, keep=1)

@@ -5,4 +5,5 @@ live.py      bytes of all tensors that are there
 blocks.py    what each module keeps for the backward pass, and what it costs to compute it again
 fit.py       the modules to compute again under a budget
 remedies.py  settings that would fit, for who has run out of memory
+budget.py    the section `memory` checked: `auto` becomes modules, or the budget is too small
 """

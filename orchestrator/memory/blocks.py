@@ -60,7 +60,7 @@ def blocks_of(experiment: Experiment, plan: Plan) -> list[Block]:
 
 
 class _Call:
-    """A module's call while it is watched. `saved`: storages -> bytes; `outside`: storages of its inputs and outputs."""
+    """A module's call while it is watched. `saved`: storages -> bytes; `outside`: those of its inputs and outputs."""
 
     def __init__(self, name: str, inputs: list[Tensor]) -> None:
         self.name, self.end, self.later_bytes = name, 0, 0

@@ -17,13 +17,9 @@ from numpy.typing import NDArray
 
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.memory import MemoryConfig
-from orchestrator.errors import InputError
 from orchestrator.memory.blocks import Block, blocks_of
 from orchestrator.memory.forecast import Forecast, predict
-from orchestrator.models.zoo import outline_of
 from orchestrator.plan import Plan
-from orchestrator.report.wording import size
-from orchestrator.training.recompute import modules_of
 
 RESOLUTION = 2048
 TRIES = 6
@@ -33,34 +29,6 @@ def with_memory(experiment: Experiment, **settings: object) -> Experiment:
     """The experiment with other settings of its section `memory`."""
     changed = MemoryConfig.model_validate(experiment.memory.model_dump() | settings)
     return experiment.model_copy(update={"memory": changed})
-
-
-def check_modules(experiment: Experiment, width: int) -> None:
-    """Raises: InputError for a glob of memory.checkpoint that matches no module of the model."""
-    globs = experiment.memory.checkpoint
-    if not globs or globs == "auto":
-        return
-    try:
-        modules_of(outline_of(experiment, width), globs)
-    except ValueError as error:
-        raise InputError(f"memory.checkpoint: {error}") from error
-
-
-def fitted(experiment: Experiment, plan: Plan) -> tuple[Experiment, Forecast]:
-    """The experiment with the modules that `memory.checkpoint: auto` stands for, and its peak.
-
-    Raises: InputError if it does not fit into memory.budget.
-    """
-    budget = experiment.memory.budget
-    if experiment.memory.checkpoint != "auto":
-        forecast = predict(experiment, plan)
-        if budget and forecast.peak > budget:
-            raise _too_small(budget, forecast.peak, "with these settings")
-        return experiment, forecast
-    found, least = choose(experiment, plan, budget)
-    if found is None:
-        raise _too_small(budget, least, "whatever is computed again")
-    return found
 
 
 def choose(experiment: Experiment, plan: Plan, budget: int) -> tuple[tuple[Experiment, Forecast] | None, int]:
@@ -151,10 +119,3 @@ class _Table:
             if taken >= 0:
                 places.append(taken)
         return places[::-1]
-
-
-def _too_small(budget: int, peak: int, how: str) -> InputError:
-    return InputError(
-        f"memory.budget: got {size(budget)}, must be at least {size(peak)}, which is the predicted peak of a worker "
-        f"{how}. Raise train.accumulate, lower train.global_batch, or take precision: bf16."
-    )

@@ -1,8 +1,8 @@
 """The peak of a worker's memory on its device, predicted: the step itself, by tensors that have sizes and no memory.
 
 The parts of a learner are built as `training/learner.py` does, and take a step with everything that keeps memory:
-accumulation, activation checkpointing, autocast, the optimizer. A count of all tensors that are there gives the peak. So nothing is estimated
-but what PyTorch's tensors do not show:
+accumulation, activation checkpointing, autocast, the optimizer. A count of all tensors that are there gives the peak.
+What it does not see:
 
 - what operators of the vendor's take for themselves, such as cuDNN's workspaces, and what the allocator rounds up;
 - formats `fixed` and `binary` and algorithms of `kernels` are taken for fp32 by the vendor's;
@@ -39,7 +39,7 @@ PARTS = 2
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes of a worker's device at their peak.
+    """Bytes of a worker's device at their peak in training, by parts, and in `evaluation`.
 
     `weights`: with batch statistics. `state`: of the optimizer, the average of weights and the strategy. `activations`:
     the batch, and what is kept for the backward pass. `rest`: gradients, and what operators work in.
@@ -49,10 +49,15 @@ class Forecast:
     state: int
     activations: int
     rest: int
+    evaluation: int
+
+    @property
+    def training(self) -> int:
+        return self.weights + self.state + self.activations + self.rest
 
     @property
     def peak(self) -> int:
-        return self.weights + self.state + self.activations + self.rest
+        return max(self.training, self.evaluation)
 
 
 def predict(experiment: Experiment, plan: Plan) -> Forecast:
@@ -73,9 +78,11 @@ def predict(experiment: Experiment, plan: Plan) -> Forecast:
             step.update()
             step.agree()
             del part
+            training = live.peak
+            live.restart_peak()
             step.evaluate(images)
     state += 0 if step.keeps_gradients else sum(tensor.nbytes for tensor in held)
-    return Forecast(weights, state, activations, live.peak - weights - state - activations)
+    return Forecast(weights, state, activations, training - weights - state - activations, live.peak)
 
 
 @contextmanager

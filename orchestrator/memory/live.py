@@ -26,6 +26,9 @@ class LiveBytes(TorchDispatchMode):
             self._add(tensor, counted=counted)
         return self.now - before
 
+    def restart_peak(self) -> None:
+        self.peak = self.now
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -2,6 +2,7 @@
 
 loop.py                 the loop; read this first
 training.py             what one worker trains with, and where it says what happens
+peak.py                 the peak of memory, measured
 breakdown.py            what ends a run though no machine failed: NaN, unreadable samples
 faults.py               what goes wrong on purpose: workers that wait or are killed
 learner.py              the model and all that changes with it, to save and restore as one

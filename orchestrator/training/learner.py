@@ -1,9 +1,10 @@
 """What learns: the model and all that changes with it, as one thing to save and restore."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kernels.swap import replace_convs
 from orchestrator.config.experiment import Experiment
@@ -50,6 +51,14 @@ class Learner:
         """Take the weights after a step into their average, if there is one."""
         if self.average is not None:
             self.average.update(self.model)
+
+    def resident(self) -> Iterator[Tensor]:
+        """All tensors that stay from step to step, but for gradients."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        yield from self.average.state().values() if self.average else ()
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def snapshot(self, progress: Progress, identity: dict[str, Any], strategy: dict[str, Any]) -> Snapshot:
         """Everything that the run needs to go on from here. `identity`: which run it is."""

@@ -81,7 +81,7 @@ def test_the_device_holds_the_state_of_one_chunk_at_a_time(monkeypatch: pytest.M
     on_host = {value.data_ptr() for state in optimizer.state.values() for value in state.values() if value.ndim}
     held: list[int] = []
 
-    def watched(self: Any, *args: Any) -> None:
+    def watched(self: Any) -> None:
         weights = [weight for group in self.param_groups for weight in group["params"]]
         large = [value for weight in weights for value in self.state[weight].values() if value.ndim]
         assert not on_host & {value.data_ptr() for value in large}, "the update works on copies"

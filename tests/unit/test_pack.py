@@ -229,7 +229,16 @@ def test_smaller_files_and_raw_pixels_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("256MiB", 2**28), ("1.5 KiB", 1536), ("7B", 7), ("2GiB", 2**31), ("0.25GiB", 2**28), ("1.5kB", 1500), ("8GB", 8e9)],
+    ("text", "size"),
+    [
+        ("256MiB", 2**28),
+        ("1.5 KiB", 1536),
+        ("7B", 7),
+        ("2GiB", 2**31),
+        ("0.25GiB", 2**28),
+        ("1.5kB", 1500),
+        ("8GB", 8e9),
+    ],
 )
 def test_sizes_are_read_in_powers_of_1024_and_of_1000(text: str, size: int) -> None:
     assert size_in_bytes(text) == size

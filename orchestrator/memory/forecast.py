@@ -9,7 +9,7 @@ What it does not see:
 - what of autocast differs between CPUs and GPUs; the step is a CPU's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -169,7 +169,7 @@ class Step:
             change = self._flat(self._trained)
             del together, change
 
-    def _flat(self, tensors: list[Tensor]) -> Tensor:
+    def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.empty(sum(tensor.numel() for tensor in tensors))
 
     def _first_update(self) -> None:

@@ -92,10 +92,8 @@ def _accumulated(experiment: Experiment, plan: Plan, limit: int) -> Iterator[Rem
     """The fewest parts that fit, by doubling."""
     accumulate = 2 * experiment.train.accumulate
     while accumulate <= plan.share:
-        fitting = list(
-            _if_fits(f"train.accumulate={accumulate}", with_train(experiment, accumulate=accumulate), plan, limit)
-        )
-        if fitting:
+        changed = with_train(experiment, accumulate=accumulate)
+        if fitting := _if_fits(f"train.accumulate={accumulate}", changed, plan, limit):
             yield from fitting
             return
         accumulate *= 2
@@ -137,21 +135,19 @@ def _smaller(experiment: Experiment, plan: Plan, limit: int) -> Iterator[Remedy]
         share, batch = -(-share // 2), batch // 2
         smaller = with_train(experiment, global_batch=batch)
         if batch % experiment.strategy.num_shares == 0 and experiment.train.accumulate <= share:
-            fitting = list(_if_fits(f"train.global_batch={batch}", smaller, replace(plan, share=share), limit))
-            if fitting:
+            if fitting := _if_fits(f"train.global_batch={batch}", smaller, replace(plan, share=share), limit):
                 yield from fitting
                 return
 
 
-def _if_fits(overrides: str, experiment: Experiment, plan: Plan, limit: int) -> Iterator[Remedy]:
+def _if_fits(overrides: str, experiment: Experiment, plan: Plan, limit: int) -> list[Remedy]:
     """`experiment`: with the overrides. Where `auto` stands, it chooses under the limit."""
     if experiment.memory.checkpoint == "auto":
         found, peak = choose(experiment, plan, limit)
         peak = peak if found is None else found[1].peak
     else:
         peak = predict(experiment, plan).peak
-    if peak <= limit:
-        yield Remedy(overrides, peak)
+    return [Remedy(overrides, peak)] if peak <= limit else []
 
 
 def with_train(experiment: Experiment, **settings: Any) -> Experiment:

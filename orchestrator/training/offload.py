@@ -25,7 +25,8 @@ def offload(optimizer: torch.optim.Optimizer, chunk_bytes: int = CHUNK_BYTES) ->
     for weight, state in optimizer.state.items():
         state.update({name: _on_host(value, weight) for name, value in state.items() if _is_large(value)})
     chosen: Any = optimizer
-    chosen.__class__ = _offloaded(type(optimizer))
+    kind: Any = type(optimizer)
+    chosen.__class__ = _offloaded(kind)
     chosen.chunk_bytes = chunk_bytes
 
 

@@ -64,7 +64,8 @@ def recompute(model: nn.Module, globs: Iterable[str], draws: Replays) -> tuple[s
     names = modules_of(model, globs)
     for name in names:
         module: Any = model.get_submodule(name)
-        module.__class__ = _recomputing(type(module))
+        kind: Any = type(module)
+        module.__class__ = _recomputing(kind)
         module.replayed_draws = draws
     return names
 

@@ -24,9 +24,9 @@ def test_what_runs_out_of_memory_is_recognised() -> None:
 def test_the_message_names_three_settings_that_the_forecast_lets_fit() -> None:
     chosen = experiment(*LARGE)
     plan, whole = plan_of(chosen), peak(chosen)
-    with pytest.raises(OutOfMemory, match=r"^memory: cpu ran out of memory: CUDA out of memory\. The ") as told:
-        with explaining_memory(chosen, plan, CPU):
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+    message = r"^memory: cpu ran out of memory: CUDA out of memory\. The "
+    with pytest.raises(OutOfMemory, match=message) as told, explaining_memory(chosen, plan, CPU):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
     offered = told.value.details["remedies"]
     assert [each.partition("=")[0] for each in offered] == ["train.accumulate", "memory", "precision"]
     for override in offered:
@@ -36,7 +36,7 @@ def test_the_message_names_three_settings_that_the_forecast_lets_fit() -> None:
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="^another$"), explaining_memory(experiment(), plan_of(experiment()), CPU):
+    with pytest.raises(RuntimeError, match=r"^another$"), explaining_memory(experiment(), plan_of(experiment()), CPU):
         raise RuntimeError("another")
 
 

@@ -19,6 +19,7 @@ from orchestrator.memory.forecast import predict
 from orchestrator.plan import Plan
 from orchestrator.report.wording import size
 from orchestrator.training.peak import available_bytes
+from pipelines.sizes import size_in_bytes
 
 MOST = 3
 MARGIN = 0.8
@@ -102,9 +103,10 @@ def _accumulated(experiment: Experiment, plan: Plan, limit: int) -> Iterator[Rem
 def _recomputed(experiment: Experiment, plan: Plan, limit: int) -> Iterator[Remedy]:
     if experiment.train.compile or experiment.memory.checkpoint == "auto":
         return
-    found, _ = choose(experiment, plan, limit)
+    budget = written(limit)
+    found, _ = choose(experiment, plan, size_in_bytes(budget))
     if found is not None and found[0].memory.checkpoint:
-        yield Remedy(f"memory={{checkpoint: auto, budget: {written(limit)}}}", found[1].peak)
+        yield Remedy(f"memory={{checkpoint: auto, budget: {budget}}}", found[1].peak)
 
 
 def _in_bf16(experiment: Experiment, plan: Plan, limit: int) -> Iterator[Remedy]:
@@ -134,10 +136,11 @@ def _smaller(experiment: Experiment, plan: Plan, limit: int) -> Iterator[Remedy]
     while share > 1 and batch % 2 == 0:
         share, batch = -(-share // 2), batch // 2
         smaller = with_train(experiment, global_batch=batch)
-        if batch % experiment.strategy.num_shares == 0 and experiment.train.accumulate <= share:
-            if fitting := _if_fits(f"train.global_batch={batch}", smaller, replace(plan, share=share), limit):
-                yield from fitting
-                return
+        if batch % experiment.strategy.num_shares or experiment.train.accumulate > share:
+            return
+        if fitting := _if_fits(f"train.global_batch={batch}", smaller, replace(plan, share=share), limit):
+            yield from fitting
+            return
 
 
 def _if_fits(overrides: str, experiment: Experiment, plan: Plan, limit: int) -> list[Remedy]:

@@ -1,12 +1,10 @@
 """Predicted peaks: what lowers them, and against those that runs measure."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from memory_samples import ALONE, LARGE, experiment, peak, plan_of
+from memory_samples import ALONE, LARGE, experiment, peak, plan_of, run_once
 from torch import Tensor, nn
 
 from kernels.memory import watched_on_cpu
@@ -93,25 +91,10 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def run(folder: Path, *overrides: str) -> dict[str, Any]:
-    from contextlib import nullcontext
-
-    from orchestrator.launch import run as launched
-
-    small = (
-        "data.train=digits?per_class=20",
-        "train.epochs=1",
-        "train.schedule={name: constant}",
-        "data.image_size=16",
-    )
-    said = (ALONE, *small, f"run.folder={json.dumps(str(folder))}", *overrides)
-    return launched(experiment(*said), resume=False, overwrite=True, watch=lambda *_: nullcontext())
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_measures_what_was_predicted(name: str, tmp_path: Path) -> None:
     """Within a tenth: PyTorch's own kernels on CPUs work in little beside tensors."""
-    memory = run(tmp_path / "run", *RUNS[name])["memory"]
+    memory = run_once(tmp_path / "run", *RUNS[name])["memory"]
     assert memory["measured"] == pytest.approx(memory["predicted"]["training"], rel=0.1)
     assert bool(memory["checkpointed"]) == (name in ("recomputed", "auto"))
     if name == "auto":

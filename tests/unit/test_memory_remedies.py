@@ -1,15 +1,20 @@
 """What is said when memory runs out: settings that would fit."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from memory_samples import ALONE, CPU, LARGE, experiment, peak, plan_of
+from memory_samples import ALONE, CPU, LARGE, experiment, peak, plan_of, run_once
+from torch import Tensor
 
-from orchestrator.errors import OutOfMemory
+from orchestrator.errors import OutOfMemory, RunError
 from orchestrator.memory.budget import within_budget
 from orchestrator.memory.forecast import predict
 from orchestrator.memory.remedies import explaining_memory, is_out_of_memory, remedies, with_train, written
+from orchestrator.models import zoo
+from orchestrator.models.small import SmallResNet
 
 
 def test_what_runs_out_of_memory_is_recognised() -> None:
@@ -63,3 +68,23 @@ def test_on_gpus_the_state_of_the_optimizer_is_offered_to_leave() -> None:
 def test_sizes_are_written_as_they_are_read_and_never_larger(size: int, text: str) -> None:
     assert written(size) == text
     assert experiment(f"memory.budget={text}").memory.budget <= size
+
+
+def test_a_run_whose_model_runs_out_of_memory_ends_with_the_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Planted(SmallResNet):
+        def forward(self, images: Tensor) -> Tensor:
+            if type(images) is Tensor and images.device.type == "cpu" and self.training:
+                torch.empty(2**60)  # more than there is, from the real allocator
+            return super().forward(images)
+
+    monkeypatch.setitem(zoo.OURS, "planted", Planted)
+    with pytest.raises(RunError, match=r"^memory: cpu ran out of memory: .*can't allocate memory.* What would fit: "):
+        run_once(tmp_path / "run", "model.name=planted")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert result["error"].count("(predicted ") == 3
+    assert result["memory"]["measured"] is None
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["start", "finish"], "it is not tried again"

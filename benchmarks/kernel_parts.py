@@ -6,7 +6,6 @@ import csv
 import functools
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,23 +57,17 @@ def calls_of(shape: ConvShape, which: str) -> dict[str, Callable[[], torch.Tenso
     return calls | {each: tune.call_of(each, which, first, second, shape) for each in names}
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def raced(calls: dict[str, Callable[[], Any]], turns: int, *, most: float = HOPELESS) -> dict[str, list[float]]:
     """The seconds of each call, in turns after a first one that does not count, of the vendor's and of those that take
     less than `most` times as long as the fastest.
     """
-    first = {name: seconds_of(call) for name, call in calls.items()}
-    first = {name: min(taken, seconds_of(calls[name])) for name, taken in first.items()}
+    first = {name: measure.seconds_of(call) for name, call in calls.items()}
+    first = {name: min(taken, measure.seconds_of(calls[name])) for name, taken in first.items()}
     hopeful = [name for name in calls if name in VENDORS or first[name] < most * min(first.values())]
     times: dict[str, list[float]] = {name: [] for name in hopeful}
     for turn in range(turns):
         for each in sorted(hopeful, reverse=bool(turn % 2)):
-            times[each].append(seconds_of(calls[each]))
+            times[each].append(measure.seconds_of(calls[each]))
     return times
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.kernel_parts import seconds_of
+from benchmarks import measure
 from kernels.conv import Conv2d
 from kernels.layout import LAYOUTS
 from kernels.shapes import ConvShape
@@ -38,7 +38,7 @@ def auto_over_vendor(shape: ConvShape, which: str, seconds: float) -> dict[str, 
     order = random.Random(0)
     for turn in range(MOST_TURNS):
         for arm in order.sample(list(calls), len(calls)):
-            times[arm].append(seconds_of(calls[arm]))
+            times[arm].append(measure.seconds_of(calls[arm]))
         if turn >= LEAST_TURNS and time.perf_counter() - started > seconds:
             break
     ms = {arm: 1e3 * statistics.median(taken[1:]) for arm, taken in times.items()}

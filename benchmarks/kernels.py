@@ -54,7 +54,6 @@ from benchmarks.kernel_parts import (
     inference,
     layers,
     memory,
-    seconds_of,
     strassens,
 )  # fmt: skip
 from benchmarks.kernel_passes import auto_over_vendor, layers_together
@@ -144,7 +143,7 @@ def steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for layout in ("nchw", "nhwc")
         }
         values = measure.in_turns(
-            {arm: (lambda call=call: seconds_of(call)) for arm, call in arms.items()}, args.rounds
+            {arm: (lambda call=call: measure.seconds_of(call)) for arm, call in arms.items()}, args.rounds
         )
         better = {
             kind: min((f"{kind} nchw", f"{kind} nhwc"), key=lambda arm: statistics.median(values[arm][WARM_UP:]))

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +39,14 @@ def in_turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
             values[name].append(arms[name]())
             print(f"round {number + 1}/{rounds}  {name}: {values[name][-1]:.6g}", flush=True)
     return values
+
+
+def seconds_of(call: Callable[[], Any], times: int = 1) -> float:
+    """Of one call, the mean of so many."""
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - started) / times
 
 
 def ratio(values: Mapping[str, Sequence[float]], of: str, to: str) -> dict[str, Any]:

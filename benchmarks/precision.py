@@ -12,44 +12,32 @@ rounding   of `--megabytes` of fp32, one thread. Stochastically to fixed point, 
 binary     convolutions of signs, forward, packing of activations and filters included, one thread, batch `--batch`: 3 x
            3 layers of ResNet-18 and VGG-E over PyTorch's in fp32, bf16 and int8 (packed filters, uint8 activations),
            each in its better memory layout, and over Convoy's own Winograd in fp32.
-learning   held-out accuracy of an experiment in fixed point <IL, FL>, stochastic and nearest, by bits, beside fp32.
+steps      training steps of VGG-16 and ResNet-50 at 224 pixels, all threads: `precision: bf16`, and with weights in
+           bf16 too, over fp32 in PyTorch's better layout; the vendor's kernels in both. The first two rounds are left
+           out: until a process has the memory that it needs, pages cost more than arithmetic.
+learning   held-out accuracy of experiments in fixed point <IL, FL>, stochastic and nearest, and in dynamic fixed point,
+           by bits; in bf16, with weights in fp32 and in bf16; and in fp32.
 """
 
 import argparse
-import contextlib
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from benchmarks import measure
+from benchmarks.precision_learning import BF16_TARGETS, INTEGER_BITS, chart_of_learning, learning, steps
 from kernels.bf16_updates import Sgd, sgd_
 from kernels.binary import convolve_signs
 from kernels.conv import conv2d
 from kernels.rounding import round_bf16, round_fixed
 from kernels.shapes import ConvShape
-from orchestrator import launch
-from orchestrator.config.load import load_experiment
 
-ROOT = Path(__file__).parent.parent
-DIGITS = ROOT / "experiments" / "digits.yaml"
-CIFAR = ROOT / "experiments" / "cifar10.yaml"
 TARGETS = {"fixed in place over copy_": 1.5, "SGD step in bf16 over add_": 1.0}
-INTEGER_BITS = 4
 Figures = dict[str, Any]
-
-
-def seconds_of(call: Callable[[], object], times: int) -> float:
-    started = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - started) / times
 
 
 def by_operators(x: torch.Tensor) -> torch.Tensor:
@@ -85,7 +73,9 @@ def rounding(args: argparse.Namespace) -> Figures:
         "SGD step in bf16, momentum in fp32": (lambda: sgd_(weights, grads, moments, Sgd(0.01, 0.9), seed=1), 14),
         "SGD step in bf16 by operators": (lambda: sgd_by_operators(weights, grads), 6),
     }
-    arms = {name: partial(seconds_of, call, 1 if "operators" in name else 3) for name, (call, _) in calls.items()}
+    arms = {
+        name: partial(measure.seconds_of, call, 1 if "operators" in name else 3) for name, (call, _) in calls.items()
+    }
     for arm in arms.values():
         arm()
     seconds = measure.in_turns(arms, args.rounds)
@@ -154,8 +144,8 @@ def binary(args: argparse.Namespace) -> Figures:
     found: Figures = {"layers": {}}
     for name, layer in LAYERS.items():
         calls = layer_arms(layer, args.batch)
-        times = {arm: max(1, int(0.05 / seconds_of(call, 1))) for arm, call in calls.items() if call() is not None}
-        arms = {arm: partial(seconds_of, call, times[arm]) for arm, call in calls.items()}
+        times = {arm: max(1, int(0.05 / measure.seconds_of(call))) for arm, call in calls.items() if call() is not None}
+        arms = {arm: partial(measure.seconds_of, call, times[arm]) for arm, call in calls.items()}
         seconds = measure.in_turns(arms, args.rounds)
         best = {
             arm: [min(pair) for pair in zip(seconds[arm], seconds.get(f"{arm}, nchw", seconds[arm]), strict=True)]
@@ -175,74 +165,14 @@ def binary(args: argparse.Namespace) -> Figures:
     return found
 
 
-@contextlib.contextmanager
-def unseen(*_: Any) -> Iterator[None]:
-    yield
-
-
-def accuracy_of(experiment: Path, *overrides: str) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = load_experiment(str(experiment), ["strategy.workers=0", *overrides, f"run.folder={folder}/run"])
-        result = launch.run(chosen, resume=False, overwrite=False, watch=unseen)
-    return float(result["val_accuracy"])
-
-
-def formats(bits: list[int]) -> dict[str, str]:
-    """Name -> the section `precision`; all with four bits before the point."""
-    found = {"fp32": "fp32"}
-    for total in bits:
-        for how in ("stochastic", "nearest"):
-            grid = f"integer_bits: {INTEGER_BITS}, fraction_bits: {total - INTEGER_BITS}, rounding: {how}"
-            found[f"{total} bits {how}"] = f"{{fixed: {{{grid}}}}}"
-    return found
-
-
-def learning(args: argparse.Namespace) -> Figures:
-    sets: dict[str, tuple[Path, list[str]]] = {"digits": (DIGITS, [f"train.epochs={args.epochs}"])}
-    if args.cifar:
-        data = [
-            f"data.train=tar:{args.cifar}/train.tar?per_class={args.per_class}",
-            f"data.val=tar:{args.cifar}/test.tar?per_class=200",
-        ]
-        sets["cifar10"] = (CIFAR, [*data, "model.options={width: 8}", f"train.epochs={args.cifar_epochs}"])
-    found: Figures = {}
-    for name, (experiment, overrides) in sets.items():
-        runs: dict[str, list[float]] = {arm: [] for arm in formats(args.bits)}
-        for seed in range(args.seeds):
-            for arm, precision in formats(args.bits).items():
-                runs[arm].append(accuracy_of(experiment, *overrides, f"precision={precision}", f"seed={seed}"))
-                print(f"{name} seed {seed} {arm}: {runs[arm][-1]:.2%}", flush=True)
-        found[name] = {
-            arm: {"mean": statistics.fmean(all_), "spread": max(all_) - min(all_), "n": len(all_), "seeds": all_}
-            for arm, all_ in runs.items()
-        }
-        for arm, figure in found[name].items():
-            print(f"{name}: {arm} {figure['mean']:.2%}, spread {figure['spread']:.2%}", flush=True)
-    return found
-
-
 def chart(axis: Any, found: Figures) -> None:
     measure.bars(axis, found["ratios"], target=1.0, label="speed over torch's")
-
-
-def chart_of_learning(axis: Any, found: Figures) -> None:
-    """Accuracy by bits."""
-    for number, (name, arms) in enumerate(found.items()):
-        colour = measure.COLOURS[number]
-        for how, style in (("stochastic", "-o"), ("nearest", ":s")):
-            points = [(int(arm.split()[0]), figure) for arm, figure in arms.items() if arm.endswith(how)]
-            axis.plot(
-                [bits for bits, _ in points], [figure["mean"] for _, figure in points], style, color=colour,
-                markersize=4, linewidth=1.2, label=f"{name}, {how}",
-            )  # fmt: skip
-        axis.axhline(arms["fp32"]["mean"], color=colour, linewidth=0.8, linestyle="--", label=f"{name}, fp32")
-    axis.legend(fontsize=7)
-    axis.set_xlabel("bits of weights, activations and gradients; held-out accuracy", color=measure.INK)
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[..., None], dict[str, float] | None]] = {
     "rounding": (rounding, chart, TARGETS),
     "binary": (binary, chart, BINARY_TARGETS),
+    "steps": (steps, chart, BF16_TARGETS),
     "learning": (learning, chart_of_learning, None),
 }
 
@@ -253,12 +183,15 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=400, help="of the part rounding; more than caches hold")
     parser.add_argument("--rounds", type=int, default=7, help="of the parts rounding and binary")
     parser.add_argument("--batch", type=int, default=1, help="of the part binary")
+    parser.add_argument("--step-batch", type=int, default=16, help="of the part steps")
     parser.add_argument("--bits", nargs="+", type=int, default=[16, 14, 12, 10, 8], help="of the part learning")
+    parser.add_argument("--cifar-bits", nargs="+", type=int, default=[16, 12, 8])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", choices=("digits", "cifar10"), default=["digits", "cifar10"])
     parser.add_argument("--epochs", type=int, default=20, help="of the digits")
     parser.add_argument("--cifar", help="the folder of train.tar and test.tar")
     parser.add_argument("--cifar-epochs", type=int, default=5)
-    parser.add_argument("--per-class", type=int, default=1000)
+    parser.add_argument("--per-class", type=int, default=500)
     args = parser.parse_args()
     here = measure.machine()
     for part in args.parts:

@@ -104,6 +104,16 @@ def round_fixed(
     """
     grid = Grid(integer_bits, fraction_bits)
     grid.check()
+    return round_to_grid(x, grid, rounding, seed=seed, out=out)
+
+
+def round_to_grid(
+    x: Tensor, grid: Grid, rounding: Rounding = "stochastic", *, seed: int = 0, out: Tensor | None = None
+) -> Tensor:
+    """As `round_fixed`, to a grid that may lie anywhere: with a negative number of bits before the point or behind it.
+
+    Raises: ValueError as `round_fixed` does, but for bits: of a grid of more than 24 they are not exact.
+    """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding: got {rounding!r}, must be one of {', '.join(ROUNDINGS)}")
     random = rounding == "stochastic"
@@ -124,9 +134,15 @@ def random_bits(seed: int, count: int, device: torch.device | str = "cpu") -> Te
     """The 32 random bits of places 0, 1, ... count - 1, as int64: what native/rounding.h computes, in torch."""
     first, second = seed & _MASK, seed >> 32 & _MASK
     bits = torch.arange(count, device=device) ^ first
-    bits = (bits ^ bits >> 16) * 0x7FEB352D & _MASK ^ second
-    bits = (bits ^ bits >> 15) * 0x846CA68B & _MASK
+    bits = (bits ^ bits >> 16) * 0x7FEB352D & _MASK
+    bits = (bits ^ bits >> 15 ^ second) * 0x846CA68B & _MASK
     return bits ^ bits >> 16
+
+
+def random_halves(seed: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """16 random bits for each of places 0, 1, ... count - 1, as int64: two places share 32."""
+    pairs = random_bits(seed, (count + 1) // 2, device)
+    return torch.stack([pairs & 0xFFFF, pairs >> 16], 1).view(-1)[:count]
 
 
 def by_torch_to_grid(line: Tensor, grid: Grid, seed: int | None) -> Tensor:
@@ -143,7 +159,7 @@ def by_torch_to_bf16(line: Tensor, seed: int) -> Tensor:
     """What `round_bf16` is of a line of numbers."""
     bits = line.view(torch.int32).to(torch.int64) & _MASK
     size = bits & _SIZE
-    up = bits + (random_bits(seed, len(line), line.device) >> 16)
+    up = bits + random_halves(seed, len(line), line.device)
     up = torch.where((up & _SIZE) >= _INFINITE, bits & _SIGN | _LARGEST, up)
     up = torch.where(size == _INFINITE, bits, up)
     up = torch.where(size > _INFINITE, bits | 0x40_0000, up)

@@ -35,8 +35,7 @@ def _random_bits(key, places):
     x = places.to(tl.uint32) ^ key.first.to(tl.uint32)
     x ^= x >> 16
     x *= 0x7FEB352D
-    x ^= key.second.to(tl.uint32)
-    x ^= x >> 15
+    x ^= (x >> 15) ^ key.second.to(tl.uint32)
     x *= 0x846CA68B
     return x ^ (x >> 16)
 
@@ -63,7 +62,9 @@ def _round_bf16(source, result, count, key, block: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     bits = tl.load(source + places, mask=places < count, other=0).to(tl.uint32, bitcast=True)
     size = bits & 0x7FFFFFFF
-    rounded = bits + (_random_bits(key, places) >> 16)
+    pairs = _random_bits(key, places // 2)
+    random = tl.where(places % 2 == 0, pairs & 0xFFFF, pairs >> 16)
+    rounded = bits + random
     rounded = tl.where((rounded & 0x7FFFFFFF) >= 0x7F800000, (bits & 0x80000000) | 0x7F7F0000, rounded)
     rounded = tl.where(size == 0x7F800000, bits, rounded)
     rounded = tl.where(size > 0x7F800000, bits | 0x400000, rounded)

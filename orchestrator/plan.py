@@ -87,6 +87,7 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
     strategy, train = experiment.strategy, experiment.train
     workers = max(strategy.max_workers, 1)
     _refuse_too_many_workers(experiment, resources)
+    _refuse_formats_without_device(experiment, resources)
     _refuse_uneven_batch(experiment)
     epoch = Epoch(data.num_train, train.global_batch)
     val_epoch = Epoch(data.num_val, train.global_batch)
@@ -201,6 +202,14 @@ def _are(count: int, kind: str) -> str:
 def _shown_workers(experiment: Experiment) -> str:
     workers = experiment.strategy.workers
     return str(list(workers)) if isinstance(workers, tuple) else str(workers)
+
+
+def _refuse_formats_without_device(experiment: Experiment, resources: Resources) -> None:
+    if experiment.precision.default.name == "tf32" and resources.gpus == 0:
+        raise InputError(
+            "precision: got tf32, must be fp32, bf16, fixed, dynamic_fixed or binary on CPUs: tf32 is arithmetic of "
+            "GPUs from compute capability 8.0."
+        )
 
 
 def _refuse_uneven_batch(experiment: Experiment) -> None:

@@ -24,27 +24,32 @@ INLINE float on_grid(float x, struct grid grid, float threshold) {
   return (below + (y - below > threshold ? 1.0f : 0.0f)) * (1.0f / grid.scale);
 }
 
+INLINE void fixed_block(
+    const float *from, float *to, int count, struct grid grid, int stochastic, struct key key, uint32_t place) {
+#pragma GCC ivdep
+  for (int i = 0; i < count; i++)
+    to[i] = on_grid(from[i], grid, stochastic ? uniform(random_bits(key, place + (uint32_t)i)) : 0.5f);
+}
+
 void convoy_round_fixed(
     const float *from, float *to, int64_t count, struct grid grid, int stochastic, struct key key, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (count > BLOCK)
   for (int64_t start = 0; start < count; start += BLOCK) {
-    const int64_t end = start + BLOCK < count ? start + BLOCK : count;
-    if (stochastic) {
-#pragma GCC ivdep
-      for (int64_t i = start; i < end; i++)
-        to[i] = on_grid(from[i], grid, uniform(random_bits(key, (uint32_t)i)));
-    } else {
-#pragma GCC ivdep
-      for (int64_t i = start; i < end; i++) to[i] = on_grid(from[i], grid, 0.5f);
-    }
+    const int here = up_to(start, count);
+    if (stochastic)
+      fixed_block(from + start, to + start, here, grid, 1, key, (uint32_t)start);
+    else
+      fixed_block(from + start, to + start, here, grid, 0, key, 0);
   }
 }
 
 void convoy_round_bf16(const float *from, uint16_t *to, int64_t count, struct key key, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (count > BLOCK)
   for (int64_t start = 0; start < count; start += BLOCK) {
-    const int64_t end = start + BLOCK < count ? start + BLOCK : count;
+    const int here = up_to(start, count);
+    union halves random;
+    fill(&random, key, start, here);
 #pragma GCC ivdep
-    for (int64_t i = start; i < end; i++) to[i] = to_bf16(from[i], random_bits(key, (uint32_t)i));
+    for (int i = 0; i < here; i++) to[start + i] = to_bf16(from[start + i], random.of[i]);
   }
 }

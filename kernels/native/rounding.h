@@ -1,8 +1,8 @@
 /* Random bits as a function of a key and an element's place, and stochastic rounding to bf16 by them.
 
    There is no state, so any thread may make any of them. The function is a bijection of 32 bits by two multiplications
-   and three shifted exclusive ors (Wellons 2018, "Prospecting for hash functions": lowbias32), with one half of the key
-   before the first multiplication and the other behind it. */
+   and shifted exclusive ors (Wellons 2018, "Prospecting for hash functions": lowbias32), with one half of the key before
+   the first multiplication and the other behind it. */
 
 #ifndef CONVOY_ROUNDING_H
 #define CONVOY_ROUNDING_H
@@ -11,7 +11,7 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#define BLOCK 16384 /* elements that a thread works on at a time */
+#define BLOCK 2048 /* elements that a thread works on at a time: what they need besides stays in the nearest cache */
 
 struct key {
   uint32_t first, second;
@@ -21,11 +21,25 @@ INLINE uint32_t random_bits(struct key key, uint32_t place) {
   uint32_t x = place ^ key.first;
   x ^= x >> 16;
   x *= 0x7feb352dU;
-  x ^= key.second;
-  x ^= x >> 15;
+  x ^= x >> 15 ^ key.second;
   x *= 0x846ca68bU;
-  return x ^ (x >> 16);
+  return x ^ x >> 16;
 }
+
+/* 16 bits for each of some places. */
+union halves {
+  uint32_t pairs[BLOCK / 2];
+  uint16_t of[BLOCK];
+} __attribute__((aligned(64)));
+
+/* Of places from `start` on, which is even. `count`: at most BLOCK. */
+INLINE void fill(union halves *random, struct key key, int64_t start, int count) {
+  const uint32_t first = (uint32_t)(start / 2);
+  const int pairs = (count + 1) / 2;
+  for (int i = 0; i < pairs; i++) random->pairs[i] = random_bits(key, first + (uint32_t)i);
+}
+
+INLINE int up_to(int64_t start, int64_t count) { return count - start < BLOCK ? (int)(count - start) : BLOCK; }
 
 INLINE uint32_t as_bits(float x) {
   uint32_t bits;
@@ -42,13 +56,11 @@ INLINE float as_float(uint32_t bits) {
 INLINE float from_bf16(uint16_t half) { return as_float((uint32_t)half << 16); }
 
 /* Up with the probability of what is cut off; no finite number becomes infinite, and NaN stays NaN. */
-INLINE uint16_t to_bf16(float x, uint32_t random) {
-  const uint32_t bits = as_bits(x), size = bits & 0x7fffffffU;
-  uint32_t rounded = bits + (random >> 16);
-  rounded = (rounded & 0x7fffffffU) >= 0x7f800000U ? (bits & 0x80000000U) | 0x7f7f0000U : rounded;
-  rounded = size == 0x7f800000U ? bits : rounded;
-  rounded = size > 0x7f800000U ? bits | 0x400000U : rounded;
-  return (uint16_t)(rounded >> 16);
+INLINE uint16_t to_bf16(float x, uint16_t random) {
+  const uint32_t bits = as_bits(x), size = bits & 0x7fffffffU, up = size + random;
+  const uint32_t finite = up < 0x7f7fffffU ? up : 0x7f7fffffU;
+  const uint32_t other = size > 0x7f800000U ? size | 0x400000U : size;
+  return (uint16_t)(((size < 0x7f800000U ? finite : other) | (bits & 0x80000000U)) >> 16);
 }
 
 #endif

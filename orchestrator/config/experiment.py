@@ -250,16 +250,17 @@ class Experiment(Section):
                 "0 with all but sgd, whose step the term belongs to. Set it to 0, or train with sgd."
             )
         served = isinstance(strategy, BackupConfig | StaleConfig | AsyncConfig)
-        if strategy.name != "sync" and not self.precision.keeps_weights_in_fp32:
+        if strategy.name != "sync" and not self.precision.suits_any_strategy:
             raise ValueError(
-                f"precision: got weights in few bits with strategy.name={strategy.name}, must be fp32, or bf16 with "
-                "weights in fp32, in which that strategy adds them up. Take sync."
+                f"precision: got weights in few bits, dynamic_fixed or a guard with strategy.name={strategy.name}, "
+                "must be fp32, or bf16 with weights in fp32, in which that strategy adds them up. Take sync."
             )
         if optimizer.name == "adagrad" and self.precision.optimizer.weights == "bf16":
             raise ValueError("precision.optimizer.weights: got bf16 with adagrad, must be fp32. Take sgd or adamw.")
-        if self.train.compile and any(chosen.name in ("fixed", "binary") for chosen in self.precision.formats):
+        if self.train.compile and not self.precision.is_traced:
             raise ValueError(
-                "train.compile: got true with a precision of fixed or binary, must be false: they are not traced."
+                "train.compile: got true with a precision of fixed, dynamic_fixed or binary, or a guard, must be "
+                "false: they are not traced."
             )
         if self.train.compile and self.memory.checkpoint:
             raise ValueError(

@@ -8,7 +8,15 @@ from orchestrator.config.section import Section
 from pipelines.augment.shorthand import ShorthandSchema, expand_shorthand
 
 MOST_BITS = 24  # that fp32, in which fixed point is computed, holds
-NAMES = frozenset({"fp32", "bf16", "fp16", "fixed", "binary"})
+NAMES = frozenset({"fp32", "tf32", "bf16", "fp16", "fp8", "fixed", "dynamic_fixed", "binary"})
+WITH_SETTINGS = frozenset({"fixed", "dynamic_fixed"})
+"""Formats of which something must be said beside the name."""
+OF_ALL = {
+    "fp16": "the loss is scaled for all layers or none. bf16 needs no scale.",
+    "tf32": "a device has it on or off. bf16 can be of some layers.",
+}
+"""Formats that all layers have or none, and why."""
+Bare = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "binary"]
 Role = Literal["weights", "activations", "gradients"]
 ROLES: tuple[Role, ...] = ("weights", "activations", "gradients")
 
@@ -26,6 +34,12 @@ class Fp32(_Float):
     name: Literal["fp32"] = "fp32"
 
 
+class Tf32(_Float):
+    """Products of factors of fp32's exponent and 10 bits behind the point, summed in fp32: of all layers or none."""
+
+    name: Literal["tf32"] = "tf32"
+
+
 class Bf16(_Float):
     """Products of factors in bfloat16, summed in fp32; weights in fp32."""
 
@@ -38,21 +52,37 @@ class Fp16(_Float):
     name: Literal["fp16"] = "fp16"
 
 
-class Fixed(Section):
-    """Fixed point <IL, FL>, computed in fp32 (Gupta et al. 2015, arXiv:1502.02551, section 3).
+class Fp8(_Float):
+    """Products of linear layers in 8 bits, by torchao; all other layers compute in bf16."""
 
-    `integer_bits`: IL, with the sign.
-    `fraction_bits`: FL; with IL 24 at most.
+    name: Literal["fp8"] = "fp8"
+
+
+class OnGrid(Section):
+    """Numbers on a grid, computed in fp32.
+
     `rounding`: `stochastic`, whose mean is the number, or `nearest`.
     `of`: what is on the grid: a layer's weights after each update, its outputs (`activations`), and the gradients of
         both.
     """
 
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    of: Annotated[tuple[Role, ...], Strict(False), Field(min_length=1)] = ROLES
+
+    def _what(self) -> str:
+        return self.rounding + ("" if self.of == ROLES else f" of {' and '.join(self.of)}")
+
+
+class Fixed(OnGrid):
+    """Fixed point <IL, FL> (Gupta et al. 2015, arXiv:1502.02551, section 3).
+
+    `integer_bits`: IL, with the sign.
+    `fraction_bits`: FL; with IL 24 at most.
+    """
+
     name: Literal["fixed"] = "fixed"
     integer_bits: int = Field(ge=1, le=MOST_BITS)
     fraction_bits: int = Field(ge=0, lt=MOST_BITS)
-    rounding: Literal["stochastic", "nearest"] = "stochastic"
-    of: Annotated[tuple[Role, ...], Strict(False), Field(min_length=1)] = ROLES
 
     @model_validator(mode="after")
     def _check(self) -> "Fixed":
@@ -64,8 +94,32 @@ class Fixed(Section):
         return self
 
     def __str__(self) -> str:
-        which = "" if self.of == ROLES else f" of {' and '.join(self.of)}"
-        return f"fixed <{self.integer_bits}, {self.fraction_bits}> {self.rounding}{which}"
+        return f"fixed <{self.integer_bits}, {self.fraction_bits}> {self._what()}"
+
+
+class DynamicFixed(OnGrid):
+    """Fixed point whose point moves: each tensor has its own, by how many of its numbers are outside of the grid.
+
+    If more than `max_overflow` of them were, since it was last looked at, the grid becomes twice as wide; if no more
+    would have been on half of the width, half as wide (Courbariaux et al. 2014, arXiv:1412.7024, sections 5 and 7).
+
+    `bits`: with the sign.
+    `weight_bits`: those of weights, which collect small steps; as many as `bits` unless given.
+    `integer_bits`: of them before the point at first, with the sign.
+    `max_overflow`: a share of a tensor's numbers.
+    `every`: updates between two looks; the first `every` updates have one each.
+    """
+
+    name: Literal["dynamic_fixed"] = "dynamic_fixed"
+    bits: int = Field(ge=1, le=MOST_BITS)
+    weight_bits: int | None = Field(default=None, ge=1, le=MOST_BITS)
+    integer_bits: int = Field(default=4, ge=-MOST_BITS, le=MOST_BITS)
+    max_overflow: float = Field(default=1e-4, ge=0.0, lt=1.0)
+    every: int = Field(default=20, ge=1)
+
+    def __str__(self) -> str:
+        weights = "" if self.weight_bits in (None, self.bits) else f", {self.weight_bits} of weights,"
+        return f"dynamic_fixed {self.bits} bits{weights} {self._what()}"
 
 
 class Binary(_Float):
@@ -81,11 +135,25 @@ class Binary(_Float):
 
 
 Format = Annotated[
-    Fp32 | Bf16 | Fp16 | Fixed | Binary,
+    Fp32 | Tf32 | Bf16 | Fp16 | Fp8 | Fixed | DynamicFixed | Binary,
     Field(discriminator="name"),
     BeforeValidator(expand_shorthand),
-    ShorthandSchema("formats (docs/precision.md)", bare=NAMES - {"fixed"}),
+    ShorthandSchema("formats (docs/precision.md)", bare=NAMES - WITH_SETTINGS),
 ]
+
+
+class GuardConfig(Section):
+    """When a layer goes on in a wider format: after `steps` updates in a row in which the gradients of its weights
+    overflow or vanish.
+
+    `overflow`: the share of them that is outside of the layer's grid, infinite or NaN.
+    `vanish`: the share of those that are not zero which becomes zero; of gradients that are not rounded, the share of
+        zeros.
+    """
+
+    steps: int = Field(default=20, ge=1)
+    overflow: float = Field(default=0.01, gt=0.0, le=1.0)
+    vanish: float = Field(default=0.99, gt=0.0, le=1.0)
 
 
 class WeightsConfig(Section):
@@ -108,6 +176,7 @@ class PrecisionConfig(Section):
     `layers`: formats by glob of module names, of which the first that matches counts. Globs may stand beside `default`
         too, as they mostly do.
     `optimizer`: the numbers that weights are kept in.
+    `guard`: gives layers wider formats where their gradients do not fit; none unless given.
     """
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})  # globs
@@ -115,15 +184,18 @@ class PrecisionConfig(Section):
     default: Format = Fp32()
     layers: dict[str, Format] = {}  # noqa: RUF012  # pydantic copies it
     optimizer: WeightsConfig = WeightsConfig()
+    guard: GuardConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "PrecisionConfig":
         for glob, chosen in self.layers.items():
-            if chosen.name == "fp16" != self.default.name:
+            if chosen.name in OF_ALL and chosen.name != self.default.name:
                 raise ValueError(
-                    f"layers: got fp16 for {glob!r} with default={self.default.name}, must be another there, or "
-                    "default: fp16 too: the loss is scaled for all layers or none. bf16 needs no scale."
+                    f"layers: got {chosen.name} for {glob!r} with default={self.default.name}, must be another there, "
+                    f"or default: {chosen.name} too: {OF_ALL[chosen.name]}"
                 )
+        if self.guard is not None and self.optimizer.weights == "bf16":
+            raise ValueError("guard: got one with optimizer.weights=bf16, must be none. Keep weights in fp32.")
         if self.optimizer.weights == "bf16" and all(chosen.name != "bf16" for chosen in self.formats):
             raise ValueError(
                 f"optimizer.weights: got bf16 with default={self.default.name}, must be fp32 where no layer computes "
@@ -138,16 +210,21 @@ class PrecisionConfig(Section):
     @property
     def is_by_layer(self) -> bool:
         """Whether layers may have formats that differ."""
-        return bool(self.layers) or isinstance(self.default, Binary)
+        return bool(self.layers) or isinstance(self.default, Binary | Fp8)
 
     @property
-    def keeps_weights_in_fp32(self) -> bool:
-        """Whether nothing but an optimizer changes weights."""
+    def suits_any_strategy(self) -> bool:
+        """Whether nothing but an optimizer changes weights, and formats do not hang on what happens in training."""
         changed = any(
-            isinstance(chosen, Binary) or (isinstance(chosen, Fixed) and "weights" in chosen.of)
+            isinstance(chosen, Binary | DynamicFixed) or (isinstance(chosen, Fixed) and "weights" in chosen.of)
             for chosen in self.formats
         )
-        return self.optimizer.weights == "fp32" and not changed
+        return self.optimizer.weights == "fp32" and self.guard is None and not changed
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether torch.compile can follow all of it."""
+        return self.guard is None and not any(isinstance(chosen, OnGrid | Binary) for chosen in self.formats)
 
 
 def gather_globs(value: Any) -> Any:
@@ -163,5 +240,5 @@ def gather_globs(value: Any) -> Any:
 
 Precision = Annotated[
     PrecisionConfig,
-    BeforeValidator(gather_globs, json_schema_input_type=PrecisionConfig | Literal["fp32", "bf16", "fp16", "binary"]),
+    BeforeValidator(gather_globs, json_schema_input_type=PrecisionConfig | Bare),
 ]

@@ -5,7 +5,7 @@ accumulation, activation checkpointing, autocast, the optimizer. A count of all 
 What it does not see:
 
 - what operators of the vendor's take for themselves, such as cuDNN's workspaces, and what the allocator rounds up;
-- formats `fixed` and `binary` and algorithms of `kernels` are taken for fp32 by the vendor's;
+- formats on a grid and `binary` are taken for fp32, fp8 for bf16, and algorithms of `kernels` for the vendor's;
 - what of autocast differs between CPUs and GPUs; the step is a CPU's.
 """
 
@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels.passes import VENDOR
 from orchestrator.config.experiment import Experiment
-from orchestrator.config.precision import Binary, Fixed, Format, Fp32
+from orchestrator.config.precision import Bf16, Binary, Format, Fp8, Fp32, OnGrid
 from orchestrator.config.strategy import LocalConfig, ServedConfig
 from orchestrator.memory.live import LiveBytes
 from orchestrator.models.zoo import outline_of
@@ -199,6 +199,7 @@ def _with_known_operators(experiment: Experiment) -> Experiment:
     plain = precision.model_copy(
         update={
             "default": _known(precision.default),
+            "guard": None,
             "layers": {glob: _known(chosen) for glob, chosen in precision.layers.items()},
         }
     )
@@ -206,4 +207,6 @@ def _with_known_operators(experiment: Experiment) -> Experiment:
 
 
 def _known(chosen: Format) -> Format:
-    return Fp32() if isinstance(chosen, Fixed | Binary) else chosen
+    if isinstance(chosen, Fp8):
+        return Bf16()
+    return Fp32() if isinstance(chosen, OnGrid | Binary) else chosen

@@ -11,6 +11,9 @@ offload.py              an optimizer whose state lies on the host
 schedule.py             the learning rate of a step; pure
 precision.py            in which arithmetic: autocast, loss scaling
 formats.py              formats of numbers by layer, and rounding to them
+moving_points.py        where the point of each tensor in dynamic fixed point is
+float8.py               linear layers in fp8, by torchao
+guard.py                wider formats for layers whose gradients do not fit
 recompute.py            activation checkpointing: activations computed again in the backward pass
 regularize.py           label smoothing, average of weights
 losses.py               what is minimised, for each kind of target

@@ -4,6 +4,8 @@ A layer is a module with parameters of its own. In fp32, bf16 or fp16 it compute
 that is not the model's. In fixed point its numbers are fp32 that lie on a grid <IL, FL>: the outputs as they leave it,
 the gradients as they come back and those of its weights before the update, the weights after it. So there is no copy of
 the weights with more bits: steps below half of the grid are lost to nearest, and made with their probability by chance.
+In dynamic fixed point each tensor has a grid of its own (`moving_points.py`). A guard gives layers wider formats whose
+gradients do not fit (`guard.py`).
 
 Source: Gupta et al. 2015, "Deep Learning with Limited Numerical Precision" (arXiv:1502.02551), section 3.
 
@@ -20,14 +22,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from kernels.binary import BinaryConv2d, BinaryLinear
-from kernels.rounding import round_fixed, stream
-from orchestrator.config.precision import Binary, Fixed, Format, Fp32, PrecisionConfig
+from kernels.rounding import Grid, round_to_grid, stream
+from orchestrator.config.precision import Bf16, Binary, DynamicFixed, Fixed, Format, Fp8, Fp32, OnGrid, PrecisionConfig
+from orchestrator.training import float8
+from orchestrator.training.guard import Guard, wider
+from orchestrator.training.moving_points import Key, MovingPoints
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_UPDATES = "updates"
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+_UPDATES, _POINTS, _GUARD, _WIDENED = _STATE = ("updates", "points", "guard", "widened")
+_FORMAT: TypeAdapter[Format] = TypeAdapter(Format)
 # What is rounded, as part of a seed.
 _WEIGHTS, _WEIGHT_GRADIENTS, _OUTPUTS, _GRADIENTS = range(4)
 
@@ -35,7 +42,8 @@ _WEIGHTS, _WEIGHT_GRADIENTS, _OUTPUTS, _GRADIENTS = range(4)
 def formats_of(model: nn.Module, config: PrecisionConfig) -> dict[str, Format]:
     """Layer -> format: of the first rule that matches, else the default.
 
-    Binary are only convolutions and linear layers, and by default neither the first nor the last of them.
+    Binary are only convolutions and linear layers, and by default neither the first nor the last of them. In fp8 are
+    linear layers of suitable sizes; others in bf16.
     Raises: ValueError for a rule that matches no layer, and for a layer that its rule does not suit.
     """
     layers = {name: module for name, module in model.named_modules() if _own(module)}
@@ -53,6 +61,8 @@ def formats_of(model: nn.Module, config: PrecisionConfig) -> dict[str, Format]:
         chosen = config.default if rule is None else config.layers[rule]
         if isinstance(chosen, Binary) and (name not in products or (rule is None and name in spared)):
             chosen = Fp32()
+        if isinstance(chosen, Fp8) and not float8.suits(layer):
+            chosen = Bf16()
         if isinstance(chosen, Binary) and getattr(layer, "groups", 1) != 1:
             raise ValueError(
                 f"got binary for {name!r}, which has groups={layer.groups}, must be another. Add a rule for it."
@@ -67,6 +77,8 @@ class Draws:
     def __init__(self, seed: int, rank: int) -> None:
         self._seed, self._rank = seed, rank
         self.updates = 0
+        self.repeats = False
+        """Whether a pass is under way that has been computed before (`recompute.py`)."""
         self._calls: dict[tuple[int, int], int] = {}
 
     def shared(self, layer: int, what: int, number: int) -> int:
@@ -84,12 +96,12 @@ class Draws:
 
     @contextmanager
     def again(self, mark: dict[tuple[int, int], int]) -> Iterator[None]:
-        """Draw for a pass that is computed again (`recompute.py`) what was drawn after `mark`."""
-        now, self._calls = self._calls, dict(mark)
+        """Draw for a pass that is computed again what was drawn after `mark`."""
+        now, self._calls, self.repeats = self._calls, dict(mark), True
         try:
             yield
         finally:
-            self._calls = now
+            self._calls, self.repeats = now, False
 
     def begin_update(self, updates: int) -> None:
         self.updates = updates
@@ -99,17 +111,23 @@ class Draws:
 class LayerFormat:
     """How a layer computes. `number`: of the layer in its model."""
 
-    def __init__(self, chosen: Format, number: int, draws: Draws, device_type: str) -> None:
-        self._grid = chosen if isinstance(chosen, Fixed) else None
+    def __init__(self, chosen: Format, number: int, draws: Draws, points: MovingPoints, device_type: str) -> None:
+        self.number = number
+        self._draws, self._points, self._device_type = draws, points, device_type
+        self.become(chosen)
+
+    def become(self, chosen: Format) -> None:
+        """Compute in another format from here on."""
+        self.chosen = chosen
+        self._on_grid = chosen if isinstance(chosen, OnGrid) else None
         self._dtype = _DTYPES.get(chosen.name)
-        self._number, self._draws, self._device_type = number, draws, device_type
 
     def forward(self, module: nn.Module, compute: Any, input: Tensor) -> Tensor:
         if self._dtype is None:
             input = input.float()
         with torch.autocast(self._device_type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
             output: Tensor = compute(input)
-        if self._grid is None or not {"activations", "gradients"} & set(self._grid.of):
+        if self._on_grid is None or not {"activations", "gradients"} & set(self._on_grid.of):
             return output
         rounded: Tensor = _Rounded.apply(output, self, module.training)
         return rounded
@@ -117,10 +135,13 @@ class LayerFormat:
     def round_outputs(self, output: Tensor, *, training: bool) -> Tensor:
         if not self._rounds("activations"):
             return output.view_as(output)
-        return self._round(output, self._draws.own(self._number, _OUTPUTS) if training else None)
+        seed = self._draws.own(self.number, _OUTPUTS) if training else None
+        return self._round(output, (self.number, _OUTPUTS, 0), seed)
 
     def round_gradients(self, grad: Tensor) -> Tensor:
-        return self._round(grad, self._draws.own(self._number, _GRADIENTS)) if self._rounds("gradients") else grad
+        if not self._rounds("gradients"):
+            return grad
+        return self._round(grad, (self.number, _GRADIENTS, 0), self._draws.own(self.number, _GRADIENTS))
 
     def round_weight_gradients(self, module: nn.Module) -> None:
         self._in_place([p.grad for p in _own(module)], "gradients", _WEIGHT_GRADIENTS)
@@ -130,21 +151,41 @@ class LayerFormat:
             module.clip_()
         self._in_place([p.data for p in _own(module)], "weights", _WEIGHTS)
 
+    def fit_weights(self, module: nn.Module) -> None:
+        """Put the points of weights to where they need to be."""
+        if isinstance(self.chosen, DynamicFixed) and self._rounds("weights"):
+            for number, parameter in enumerate(_own(module)):
+                self._points.fit((self.number, _WEIGHTS, number), parameter)
+
+    def narrowest_gradients(self) -> Grid | None:
+        """The grid of gradients of weights, of the first of them; None where they are not rounded."""
+        return self._grid((self.number, _WEIGHT_GRADIENTS, 0)) if self._rounds("gradients") else None
+
     def _in_place(self, tensors: list[Tensor | None], role: str, what: int) -> None:
         if not self._rounds(role):
             return
         for number, tensor in enumerate(tensors):
             if tensor is not None:
-                self._round(tensor, self._draws.shared(self._number, what, number), out=tensor)
+                seed = self._draws.shared(self.number, what, number)
+                self._round(tensor, (self.number, what, number), seed, out=tensor)
 
     def _rounds(self, role: str) -> bool:
-        return self._grid is not None and role in self._grid.of
+        return self._on_grid is not None and role in self._on_grid.of
 
-    def _round(self, values: Tensor, seed: int | None, out: Tensor | None = None) -> Tensor:
-        grid = self._grid
-        assert grid is not None
-        how = grid.rounding if seed is not None else "nearest"
-        return round_fixed(values, grid.integer_bits, grid.fraction_bits, how, seed=seed or 0, out=out)
+    def _grid(self, key: Key) -> Grid:
+        if isinstance(self.chosen, Fixed):
+            return Grid(self.chosen.integer_bits, self.chosen.fraction_bits)
+        assert isinstance(self.chosen, DynamicFixed)
+        of_weights = self.chosen.weight_bits if key[1] == _WEIGHTS else None
+        return self._points.grid(key, of_weights or self.chosen.bits)
+
+    def _round(self, values: Tensor, key: Key, seed: int | None, out: Tensor | None = None) -> Tensor:
+        """To nearest without a seed, in evaluation."""
+        assert self._on_grid is not None
+        if seed is not None and isinstance(self.chosen, DynamicFixed) and not self._draws.repeats:
+            self._points.count(key, values)
+        how = self._on_grid.rounding if seed is not None else "nearest"
+        return round_to_grid(values, self._grid(key), how, seed=seed or 0, out=out)
 
 
 class _Rounded(torch.autograd.Function):
@@ -165,12 +206,21 @@ class Formats:
 
     def __init__(self, model: nn.Module, config: PrecisionConfig, seed: int, rank: int, device_type: str) -> None:
         self.draws = Draws(seed, rank)
-        self._layers: list[tuple[nn.Module, LayerFormat]] = []
+        self._guard = Guard(config.guard) if config.guard else None
+        self._names: dict[int, str] = {}
+        self._widened: dict[int, Format] = {}
+        self._unsaid: list[str] = []
         modules: dict[str, Any] = dict(model.named_modules())
-        for number, (name, chosen) in enumerate(formats_of(model, config).items()):
+        formats = formats_of(model, config)
+        self._points = MovingPoints(_moving(formats, modules), next(model.parameters()).device)
+        self._layers: list[tuple[nn.Module, LayerFormat]] = []
+        for number, (name, chosen) in enumerate(formats.items()):
             module = modules[name]
-            if config.layers or isinstance(chosen, Fixed | Binary):
-                layer = LayerFormat(chosen, number, self.draws, device_type)
+            self._names[number] = name
+            if isinstance(chosen, Fp8):
+                float8.become_float8(module, device_type)
+            if config.layers or config.guard or isinstance(chosen, OnGrid | Binary):
+                layer = LayerFormat(chosen, number, self.draws, self._points, device_type)
                 kind: Any = type(module)
                 module.__class__ = _with_format(kind, binary=isinstance(chosen, Binary))
                 module.layer_format = layer
@@ -181,30 +231,82 @@ class Formats:
                 for parameter in _own(module):
                     if parameter.ndim > 1:  # norms and biases are few, and steps of theirs are small
                         parameter.data = parameter.data.bfloat16()
+        for module, layer in self._layers:
+            layer.fit_weights(module)
         self.round_weights()
 
     def before_update(self) -> None:
         """Gradients are whole: sums over all workers, without a scale."""
         for module, layer in self._layers:
-            layer.round_weight_gradients(module)
+            if self._guard is None:
+                layer.round_weight_gradients(module)
+            else:
+                self._round_under_guard(self._guard, module, layer)
 
     def after_update(self) -> None:
+        """Collective where points move."""
         self.draws.begin_update(self.draws.updates + 1)
         self.round_weights()
+        self._points.settle(self.draws.updates)
 
-    def state(self) -> dict[str, float | int]:
-        """What is remembered between steps: nothing where nothing is rounded."""
-        return {_UPDATES: self.draws.updates} if self._layers else {}
+    def widened(self) -> list[str]:
+        """What the guard did since this was last asked, in words."""
+        said, self._unsaid = self._unsaid, []
+        return said
 
-    def load(self, state: dict[str, float | int]) -> dict[str, float | int]:
+    def state(self) -> dict[str, Any]:
+        """What is remembered between steps, fit for JSON: nothing where nothing is rounded."""
+        if not self._layers:
+            return {}
+        state: dict[str, Any] = {_UPDATES: self.draws.updates}
+        if self._points:
+            state[_POINTS] = self._points.state()
+        if self._guard is not None:
+            state[_GUARD] = self._guard.state()
+            state[_WIDENED] = {str(number): chosen.model_dump() for number, chosen in self._widened.items()}
+        return state
+
+    def load(self, state: dict[str, Any]) -> dict[str, Any]:
         """Go on from what `state()` gave among others; returns the others."""
         self.draws.begin_update(int(state.get(_UPDATES, 0)))
-        return {name: value for name, value in state.items() if name != _UPDATES}
+        if self._points and _POINTS in state:
+            self._points.load(state[_POINTS])
+        if self._guard is not None:
+            self._guard.load(state.get(_GUARD, {}))
+        for _, layer in self._layers:
+            if (said := state.get(_WIDENED, {}).get(str(layer.number))) is not None:
+                self._widen(layer, _FORMAT.validate_python(said))
+        return {name: value for name, value in state.items() if name not in _STATE}
 
     @torch.no_grad()
     def round_weights(self) -> None:
         for module, layer in self._layers:
             layer.round_weights(module)
+
+    def _round_under_guard(self, guard: Guard, module: nn.Module, layer: LayerFormat) -> None:
+        gradients = [p.grad for p in _own(module) if p.grad is not None]
+        before = [each.clone() for each in gradients]
+        layer.round_weight_gradients(module)
+        why = guard.look(layer.number, before, gradients, layer.narrowest_gradients())
+        if why is None or (chosen := wider(layer.chosen, why)) is None:
+            return
+        self._unsaid.append(f"{self._names[layer.number]}: gradients {why} in {layer.chosen}, goes on in {chosen}")
+        self._widen(layer, chosen)
+
+    def _widen(self, layer: LayerFormat, chosen: Format) -> None:
+        layer.become(chosen)
+        self._widened[layer.number] = chosen
+
+
+def _moving(formats: dict[str, Format], modules: dict[str, Any]) -> dict[Key, DynamicFixed]:
+    """The tensors whose points move."""
+    found: dict[Key, DynamicFixed] = {}
+    for number, (name, chosen) in enumerate(formats.items()):
+        if isinstance(chosen, DynamicFixed):
+            found |= {(number, what, 0): chosen for what in (_OUTPUTS, _GRADIENTS)}
+            own = range(len(_own(modules[name])))
+            found |= {(number, what, which): chosen for what in (_WEIGHTS, _WEIGHT_GRADIENTS) for which in own}
+    return found
 
 
 @functools.cache

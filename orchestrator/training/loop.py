@@ -71,6 +71,9 @@ def _step(training: Training, wrapped: nn.Module, clock: StepClock, step: Step) 
     learner.optimizer.zero_grad(set_to_none=True)
     totals = _forward_backward(training, wrapped, clock, step, images, targets)
     strategy.update(learner, step, lr=lr, clip_grad_norm=training.experiment.train.clip_grad_norm)
+    for widened in learner.precision.widened():
+        if strategy.leads():
+            training.log.event("precision", f"precision: {widened}", step=step.number + 1)
     known = totals()
     clock.lap("optimizer")
     if known is not None:

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from orchestrator.config.precision import PrecisionConfig
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, InputError
 from orchestrator.training.formats import Draws, Formats
 
-ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 class Precision:
@@ -32,6 +32,8 @@ class Precision:
     def __init__(self, config: PrecisionConfig, device: torch.device, model: nn.Module, seed: int) -> None:
         self._config = config
         self._device = device
+        if device.type == "cuda":
+            _set_products_of_fp32(config, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.default.name == "fp16")
         self._formats = Formats(model, config, seed, dist.get_rank() if dist.is_initialized() else 0, device.type)
         self.skipped_in_a_row = 0
@@ -94,11 +96,15 @@ class Precision:
         """Go on from what `scale_state()` gave."""
         self._scaler.load_state_dict(state)
 
-    def state(self) -> dict[str, float | int]:
+    def widened(self) -> list[str]:
+        """Layers that the guard gave wider formats since this was last asked, in words."""
+        return self._formats.widened()
+
+    def state(self) -> dict[str, Any]:
         """What is remembered between steps, fit for JSON: in fp16 the scale and its history; what chance hangs on."""
         return self.scale_state() | self._formats.state()
 
-    def load(self, state: dict[str, float | int]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` gave. Raises: CheckpointError if that was in another precision."""
         scale = self._formats.load(state)
         if bool(scale) != self._scaler.is_enabled():
@@ -109,3 +115,17 @@ class Precision:
             )
         if scale:
             self.load_scale(scale)
+
+
+def _set_products_of_fp32(config: PrecisionConfig, device: torch.device) -> None:
+    """Whether products of fp32 are those of tf32, in this process. PyTorch's convolutions would be, unless told."""
+    major, minor = torch.cuda.get_device_capability(device)
+    wanted = config.default.name == "tf32"
+    if wanted and major < 8:
+        raise InputError(
+            f"precision: got tf32, must be fp32 or fp16 on {torch.cuda.get_device_name(device)}, whose compute "
+            f"capability is {major}.{minor}: tf32 begins with 8.0."
+        )
+    how = "tf32" if wanted else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = how
+    torch.backends.cudnn.conv.fp32_precision = how  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 Five steps an epoch; of the one sample of the last step rank 0 has all, so the others take part with none.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -205,7 +206,8 @@ def arrays(learner: Learner, strategy: Strategy) -> dict[str, Any]:
         averages = learner.average.state()
         found |= {f"average.{name}": averages[name] for name, _ in learner.model.named_parameters()}
     found |= {f"strategy.{name}": value for name, value in strategy.state().items()}
-    found |= {f"precision.{name}": torch.tensor(value) for name, value in learner.precision.state().items()}
+    for name, value in learner.precision.state().items():
+        found[f"precision.{name}"] = torch.tensor(list(json.dumps(value, sort_keys=True).encode()))
     return {name: _exact(value).numpy().copy() for name, value in found.items()}
 
 

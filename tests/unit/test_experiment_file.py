@@ -89,8 +89,8 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "wrong shorthand": (
         "precision: bf16", "precision: bf61",
         [
-            '19: precision: got "bf61", must be a section with default, layers or optimizer, fp32, bf16, fp16 or '
-            "binary; did you mean bf16?"
+            '19: precision: got "bf61", must be a section with default, layers, optimizer or guard, fp32, tf32, bf16, '
+            "fp16, fp8 or binary; did you mean bf16?"
         ],
     ),
     "inside of a shorthand": (

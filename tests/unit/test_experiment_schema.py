@@ -52,8 +52,8 @@ ACCEPTED = [
     "schedule: {name: steps, epochs: [1, 2]}}",
 ]
 REFUSED = [
-    "precision: fp8",
-    "precision: {default: fp8}",
+    "precision: fp6",
+    "precision: {default: fp6}",
     "memory: {checkpoint: 3}",
     "memory: {budget: -1}",
     "seed: -1",

@@ -1,70 +1,28 @@
 """Formats of numbers by layer: which layer has which, what is rounded, and that chance is the run's own."""
 
+import sys
 from typing import Any
 
 import pytest
 import torch
+from precision_samples import CPU, Trained, config, equal, images, network
 from torch import Tensor, nn
 
 from kernels.rounding import Grid
 from orchestrator.config.experiment import AdamWConfig, SgdConfig
-from orchestrator.config.precision import PrecisionConfig, gather_globs
+from orchestrator.errors import InputError
 from orchestrator.training.formats import formats_of
-from orchestrator.training.optim import AdamWInBf16, SgdInBf16, build_optimizer
+from orchestrator.training.optim import AdamWInBf16, SgdInBf16
 from orchestrator.training.precision import Precision
 
-CPU = torch.device("cpu")
 FIXED = {"fixed": {"integer_bits": 4, "fraction_bits": 8}}
 NEAREST = {"fixed": {"integer_bits": 4, "fraction_bits": 8, "rounding": "nearest"}}
-
-
-def config(said: Any) -> PrecisionConfig:
-    return PrecisionConfig.model_validate(gather_globs(said))
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
-    return nn.Sequential(body, nn.Linear(8 * 16, 5))
-
-
-def images(number: int = 0) -> Tensor:
-    return torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(number))
 
 
 def is_on_grid(values: Tensor, fraction_bits: int = 8) -> bool:
     scaled = values.detach().double() * 2.0**fraction_bits
     grid = Grid(4, fraction_bits)
     return bool((scaled == scaled.round()).all()) and grid.lowest <= scaled.min() and scaled.max() <= grid.highest
-
-
-class Trained:
-    """A network after steps of SGD on noise, in a precision."""
-
-    def __init__(self, said: Any, *, seed: int = 0, lr: float = 0.05, optimizer: Any = None) -> None:
-        self.model = network()
-        self.precision = Precision(config(said), CPU, self.model, seed)
-        chosen = optimizer or SgdConfig(lr=lr)
-        self.optimizer = build_optimizer(self.model, chosen, config(said).optimizer, seed)
-
-    def step(self, number: int) -> None:
-        self.optimizer.zero_grad()
-        with self.precision.autocast():
-            outputs = self.model(images(number))
-        self.precision.backward(outputs.float().square().mean())
-        self.precision.step(self.optimizer, 0.0)
-
-    def steps(self, numbers: range) -> "Trained":
-        for number in numbers:
-            self.step(number)
-        return self
-
-    def weights(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.model.parameters()]
-
-
-def equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(map(torch.equal, a, b))
 
 
 def test_the_first_rule_that_matches_counts_and_only_layers_have_formats() -> None:
@@ -256,3 +214,55 @@ def test_binary_by_a_rule_spares_nothing_and_refuses_groups() -> None:
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.raises(ValueError, match="got binary for '0', which has groups=2, must be another"):
         formats_of(grouped, config({"0": "binary"}))
+
+
+def in_fp8(model: nn.Module) -> Precision:
+    return Precision(config("fp8"), CPU, model, 0)
+
+
+def test_linear_layers_of_suitable_sizes_are_in_fp8_and_others_in_bf16() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Flatten(), nn.Linear(32, 48), nn.Linear(48, 10))
+    formats = {name: str(chosen) for name, chosen in formats_of(model, config("fp8")).items()}
+    assert formats == {"0": "bf16", "2": "fp8", "3": "bf16"}
+
+
+def test_fp8_rounds_as_much_as_its_bits_do_and_keeps_parameters_and_hooks() -> None:
+    """E4M3 has 3 bits behind the point, so that a number is off by 2^-4 at most, and a sum of 256 by less."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 64))
+    weight, x, seen = model[0].weight, torch.randn(16, 256), []
+    exact = model(x)
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    arithmetic = in_fp8(model)
+    with arithmetic.autocast():
+        outputs = model(x)
+    error = float((outputs.float() - exact).detach().norm() / exact.detach().norm())
+    assert 2**-7 < error < 2**-4
+    arithmetic.backward(outputs.float().square().mean())
+    assert seen == [1]
+    assert model[0].weight is weight
+    assert list(model.state_dict()) == ["0.weight", "0.bias"]
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+
+
+def test_a_network_learns_in_fp8() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    x, goal = torch.randn(64, 16), torch.randn(64, 16).sign()
+    arithmetic, optimizer, losses = in_fp8(model), torch.optim.Adam(model.parameters(), lr=0.01), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        with arithmetic.autocast():
+            outputs = model(x)
+        loss = nn.functional.mse_loss(outputs.float(), goal)
+        arithmetic.backward(loss)
+        arithmetic.step(optimizer, 0.0)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_fp8_without_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(InputError, match=r"got fp8, must be .* without torchao. Install it: pip install convoy\[fp8\]"):
+        in_fp8(nn.Sequential(nn.Linear(16, 16)))

@@ -20,6 +20,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "bf16": ("precision=bf16",),
     "fixed": (FIXED,),
     "fixed, accumulated": (FIXED, "train.accumulate=2"),
+    "dynamic fixed": ("precision={dynamic_fixed: {bits: 10, every: 2}}",),
     "binary": ("precision=binary",),
     "by layer": ("precision={default: bf16, '2.*': fp32, '1.0.*': {fixed: {integer_bits: 4, fraction_bits: 10}}}",),
     "channels last": ("train.channels_last=true",),
@@ -51,8 +52,8 @@ def learner(*overrides: str, model: nn.Module | None = None) -> Learner:
     return Learner(load_experiment(DIGITS, overrides), model or network(), CPU, Target("class", 10))
 
 
-def train(learner: Learner, steps: int = 2) -> dict[str, Any]:
-    """What two steps leave: gradients, weights, buffers, and what chance hangs on."""
+def train(learner: Learner, steps: int = 3) -> dict[str, Any]:
+    """What steps leave: gradients, weights, buffers, and what chance hangs on."""
     found: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(1)
     learner.model.train()
@@ -67,6 +68,8 @@ def train(learner: Learner, steps: int = 2) -> dict[str, Any]:
         learner.precision.step(learner.optimizer, 0.0)
         learner.optimizer.zero_grad()
     found |= {f"state.{name}": value for name, value in learner.model.state_dict().items()}
+    points = learner.precision.state().get("points", {})
+    found |= {f"points.{name}": torch.tensor(value) for name, value in points.items()}
     return found | {"random": torch.get_rng_state()}
 
 
@@ -77,7 +80,7 @@ def test_gradients_weights_and_buffers_are_those_of_a_run_that_keeps_all(case: s
     recomputed = train(learner(*CASES[case], f"memory.checkpoint={globs}"))
     assert kept.keys() == recomputed.keys()
     assert [name for name in kept if not torch.equal(kept[name], recomputed[name])] == []
-    assert kept["state.1.0.norm.num_batches_tracked"] == 6
+    assert kept["state.1.0.norm.num_batches_tracked"] == 9
 
 
 def saved_bytes(learner: Learner) -> int:

@@ -20,6 +20,11 @@ CASES = {
         ADAMW,
         "precision={default: bf16, layers: {'1': fp32, '0': {fixed: {integer_bits: 4, fraction_bits: 8}}}}",
     ),
+    "moving points": (MOMENTUM, "precision={dynamic_fixed: {bits: 12, weight_bits: 16, every: 4}}"),
+    "guard": (
+        MOMENTUM,
+        "precision={default: {fixed: {integer_bits: 2, fraction_bits: 3}}, guard: {steps: 2, vanish: 0.5}}",
+    ),
     "binary": (ADAMW, "precision={'*': binary}"),
     "weights in bf16": (MOMENTUM, "precision={default: bf16, optimizer: {weights: bf16}}"),
     "all in bf16": (ADAMW, "precision={default: bf16, optimizer: {weights: bf16, state: bf16}}"),

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from kernels import rounding
-from kernels.rounding import Grid, by_torch_to_bf16, by_torch_to_grid, random_bits, round_bf16, round_fixed, stream
+from kernels.rounding import (
+    Grid,
+    by_torch_to_bf16,
+    by_torch_to_grid,
+    random_bits,
+    random_halves,
+    round_bf16,
+    round_fixed,
+    stream,
+)
 
 INF, NAN, EPS = math.inf, math.nan, 2.0**-12  # eps of <4, 12>
 LARGEST_BF16, LARGEST_FP32 = float.fromhex("0x1.FEp127"), float.fromhex("0x1.FFFFFEp127")
@@ -204,15 +213,22 @@ def test_every_nan_is_nan_in_bf16() -> None:
     assert round_bf16(bits.view(torch.float32).repeat(1000), seed=1).isnan().all()
 
 
-def test_random_bits_of_streams_and_places_are_not_alike() -> None:
+@pytest.mark.parametrize(("make", "used"), [(random_bits, range(32)), (random_halves, range(16))])
+def test_random_bits_of_streams_and_places_are_not_alike(make: Callable[[int, int], Tensor], used: range) -> None:
     """Each bit is set in half of them, also in differences of neighbours and of streams: within 5 standard errors."""
     count = 2**18
-    a, b = random_bits(stream(0, 1), count), random_bits(stream(0, 2), count)
-    shifts = torch.arange(32)
-    for bits in (a, b, a ^ b, a ^ a.roll(1), a ^ b.roll(1), a ^ a.roll(1024)):
+    a, b = make(stream(0, 1), count), make(stream(0, 2), count)
+    shifts = torch.tensor(used)
+    for bits in (a, b, a ^ b, a ^ a.roll(1), a ^ a.roll(2), a ^ b.roll(1), a ^ a.roll(1024)):
         shares = ((bits[:, None] >> shifts) & 1).double().mean(0)
         assert ((shares - 0.5).abs() < 5 * 0.5 / math.sqrt(count)).all()
-    assert len(a.unique()) == count
+    pairs = ((a[:, None, None] >> shifts[:, None] & 1) ^ (a[:, None, None] >> shifts & 1)).double().mean(0)
+    apart = ~torch.eye(len(shifts), dtype=torch.bool)
+    assert ((pairs[apart] - 0.5).abs() < 6 * 0.5 / math.sqrt(count)).all()  # no two bits of a number go together
+
+
+def test_no_two_places_of_a_stream_have_the_same_bits() -> None:
+    assert len(random_bits(stream(0, 1), 2**18).unique()) == 2**18
 
 
 def test_streams_of_other_numbers_are_others() -> None:

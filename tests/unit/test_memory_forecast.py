@@ -93,8 +93,8 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_measures_what_was_predicted(name: str, tmp_path: Path) -> None:
-    """Within a tenth. Where gradients outweigh the activations of a small part, copies of filters that oneDNN has PyTorch
-    allocate count too: within a quarter."""
+    """Within a tenth; where gradients outweigh the activations of a small part, oneDNN's copies of filters count too:
+    within a quarter."""
     memory = run_once(tmp_path / "run", *RUNS[name])["memory"]
     tolerance = 0.25 if name == "accumulated" else 0.1
     assert memory["measured"] == pytest.approx(memory["predicted"]["training"], rel=tolerance)

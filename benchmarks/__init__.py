@@ -15,6 +15,7 @@ overlap      a run's time over the longer of pipeline and step; whether it tells
 push_pull    a parameter server's push and pull over gloo's all-reduce
 strategies   samples/s and accuracy of sync, backup, stale, async and local SGD
 precision    rounding to few bits, and what networks learn in them
+  precision_binarynet  what a network learns with signs
 pipeline     the input pipeline against its limit and against other ways; the ways themselves:
   pipeline_arms     what needs nothing but Convoy and its dependencies
   pipeline_peers    WebDataset, SPDL, DALI, where they are installed

@@ -9,14 +9,18 @@ rounding   of `--megabytes` of fp32, one thread. Stochastically to fixed point, 
            in bf16, rounded stochastically, over torch's `add_` on as many fp32 weights. Beside each, the same by
            torch's operators. In place nothing is fetched that is only written, as `copy_` does with its target, and no
            page is new. The random bits cost about ten instructions of a vector of 16.
-binary     convolutions of signs, forward, packing of activations and filters included, one thread, batch `--batch`: 3 x
-           3 layers of ResNet-18 and VGG-E over PyTorch's in fp32, bf16 and int8 (packed filters, uint8 activations),
-           each in its better memory layout, and over Convoy's own Winograd in fp32.
+binary     convolutions of signs, forward, packing of activations included, one thread, batch `--batch`: 3 x 3 layers of
+           ResNet-18 and VGG-E, filters kept as bits, over PyTorch's in fp32, bf16 and int8 (packed filters, uint8
+           activations), each in its better memory layout, and over Convoy's own Winograd in fp32. `in training` packs
+           the filters too, from fp32, each time. A vector of 16 words costs an exclusive or, a count and a sum, of
+           which Intel's AVX-512 makes two a cycle: 10.7 times the fp32 FMA's products. Where bf16 and int8 have matrix
+           units (AMX), those make 8 and 16 times as many: bits cannot win there.
 steps      training steps of VGG-16 and ResNet-50 at 224 pixels, all threads: `precision: bf16`, and with weights in
            bf16 too, over fp32 in PyTorch's better layout; the vendor's kernels in both. The first two rounds are left
            out: until a process has the memory that it needs, pages cost more than arithmetic.
 learning   held-out accuracy of experiments in fixed point <IL, FL>, stochastic and nearest, and in dynamic fixed point,
            by bits; in bf16, with weights in fp32 and in bf16; and in fp32.
+binarynet  held-out accuracy of experiments/binarynet.yaml in fp32 and with signs, and packed (`precision_binarynet`).
 """
 
 import argparse
@@ -28,10 +32,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks import measure
+from benchmarks import measure, precision_binarynet
 from benchmarks.precision_learning import BF16_TARGETS, INTEGER_BITS, chart_of_learning, learning, steps
 from kernels.bf16_updates import Sgd, sgd_
-from kernels.binary import convolve_signs
+from kernels.binary import convolve_bits, convolve_signs
+from kernels.binary_bits import bits_of
 from kernels.conv import conv2d
 from kernels.rounding import round_bf16, round_fixed
 from kernels.shapes import ConvShape
@@ -122,9 +127,12 @@ def layer_arms(layer: tuple[int, int, int, int], batch: int) -> dict[str, Callab
     shape = ConvShape.of(x, weight, stride=stride, padding=1)
     nhwc = x.contiguous(memory_format=torch.channels_last)
     filters_nhwc = weight.contiguous(memory_format=torch.channels_last)
+    bits = bits_of(weight)
     arms: dict[str, Callable[[], object]] = {
-        "binary": lambda: convolve_signs(nhwc, weight, shape),
-        "binary, nchw": lambda: convolve_signs(x, weight, shape),
+        "binary": lambda: convolve_bits(nhwc, bits, shape),
+        "binary, nchw": lambda: convolve_bits(x, bits, shape),
+        "training": lambda: convolve_signs(nhwc, weight, shape),
+        "training, nchw": lambda: convolve_signs(x, weight, shape),
         "fp32": lambda: F.conv2d(nhwc, filters_nhwc, None, stride, 1),
         "fp32, nchw": lambda: F.conv2d(x, weight, None, stride, 1),
         "winograd": lambda: conv2d(nhwc, filters_nhwc, None, stride, 1, algorithm="winograd"),
@@ -149,14 +157,15 @@ def binary(args: argparse.Namespace) -> Figures:
         seconds = measure.in_turns(arms, args.rounds)
         best = {
             arm: [min(pair) for pair in zip(seconds[arm], seconds.get(f"{arm}, nchw", seconds[arm]), strict=True)]
-            for arm in ("binary", "fp32", "bf16", "int8", "winograd")
+            for arm in ("binary", "training", "fp32", "bf16", "int8", "winograd")
         }
         speed = {arm: [1 / s for s in values] for arm, values in best.items()}
-        ratios = {arm: measure.ratio(speed, "binary", arm) for arm in best if arm != "binary"}
+        ratios = {arm: measure.ratio(speed, "binary", arm) for arm in best if arm not in ("binary", "training")}
+        ratios["fp32, in training"] = measure.ratio(speed, "training", "fp32")
         found["layers"][name] = {"ratios": ratios, "seconds": measure.summary(seconds, "s")}
         print(name, {arm: round(ratio["median"], 2) for arm, ratio in ratios.items()}, flush=True)
     found["ratios"] = {}
-    for arm in (*BINARY_TARGETS, "winograd"):
+    for arm in (*BINARY_TARGETS, "winograd", "fp32, in training"):
         rounds = zip(*(layer["ratios"][arm]["rounds"] for layer in found["layers"].values()), strict=True)
         means = [statistics.geometric_mean(each) for each in rounds]
         figure = {"median": statistics.median(means), "lowest": min(means), "highest": max(means), "n": len(means)}
@@ -174,6 +183,7 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], Figures], Callable[..., No
     "binary": (binary, chart, BINARY_TARGETS),
     "steps": (steps, chart, BF16_TARGETS),
     "learning": (learning, chart_of_learning, None),
+    "binarynet": (precision_binarynet.binarynet, precision_binarynet.chart, None),
 }
 
 
@@ -192,6 +202,8 @@ def main() -> None:
     parser.add_argument("--cifar", help="the folder of train.tar and test.tar")
     parser.add_argument("--cifar-epochs", type=int, default=5)
     parser.add_argument("--per-class", type=int, default=500)
+    parser.add_argument("--width", type=int, default=32, help="of the part binarynet on CIFAR-10; the paper's is 128")
+    parser.add_argument("--threads", type=int, default=2, help="of the part binarynet")
     args = parser.parse_args()
     here = measure.machine()
     for part in args.parts:

@@ -36,6 +36,11 @@ table.py       what was measured, and where it is kept
 memory.py      the memory that a call takes beside its tensors, measured
 passes.py      what an algorithm is
 binary.py      convolutions and linear layers of signs
+binary_triton.py  the same on a GPU
+binary_bits.py  signs as bits
+binary_packed.py  a trained network, with its filters as bits and its norms as thresholds
+binary_graph.py  which norms can be thresholds
+shift_norm.py  batch norms by powers of two
 rounding.py    to few bits, to nearest or by chance
 rounding_triton.py  the same on a GPU
 bf16_updates.py  steps of optimizers on weights in bf16

@@ -8,9 +8,10 @@ Source: Courbariaux, Hubara, Soudry, El-Yaniv & Bengio 2016, "Binarized Neural N
 With `scaled`, results are multiplied by the mean size of their filter's weights: XNOR-Net's alpha, Rastegari et al.
 2016 (arXiv:1603.05279), eq. 6.
 
-On a CPU in fp32 the forward pass is native/binary.c: activations are packed to 32 a word within the call, products are
-exclusive ors, sums are counts of bits. It is exact: bit for bit the fp32 convolution of the signs. Whatever else, and a
-machine without a compiler, computes that.
+On a CPU in fp32 the forward pass is native/binary.c, on a GPU binary_triton.py: activations are packed to 32 a word
+within the call, products are exclusive ors, sums are counts of bits. It is exact: bit for bit the fp32 convolution of
+the signs. Whatever else, and a machine without a compiler, computes that. For evaluation the bits of the weights are
+enough (`binary_packed.py`).
 """
 
 import ctypes
@@ -20,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kernels import vendor
+from kernels import triton_kernels, vendor
+from kernels.binary_bits import signs_of
 from kernels.layout import empty
 from kernels.native import build
 from kernels.native.vectors import Layout, in_lines, load_library
@@ -108,14 +110,63 @@ class _Binary(torch.autograd.Function):
         return of_input, of_weight, None, None, None
 
 
-def convolve_signs(input: Tensor, weight: Tensor, shape: ConvShape, packed: Packed | None = None) -> Tensor:
-    """The convolution of sign(input) by sign(weight). `packed`: the filters, if `pack` was called beforehand.
+def convolve_signs(input: Tensor, weight: Tensor, shape: ConvShape) -> Tensor:
+    """The convolution of sign(input) by sign(weight).
 
     Shapes: input (N, C, H, W), weight (K, C, R, S) -> (N, K, H', W').
     """
-    library = _library() if _takes(input, weight, shape) else None
+    if _triton_takes(input, shape) and triton_kernels.takes(shape, weight):
+        from kernels import binary_triton
+
+        return binary_triton.convolve(input, binary_triton.bits_of(weight), shape)
+    library = _library() if _takes(input, shape) and weight.dtype == torch.float32 else None
     if library is None:
         return vendor.forward(sign(input), sign(weight), shape)
+    return _by_library(library, input, pack(weight, shape), shape)
+
+
+def convolve_bits(input: Tensor, bits: Tensor, shape: ConvShape) -> Tensor:
+    """The convolution of sign(input) by filters of bits (`binary_bits.py`).
+
+    Shapes: input (N, C, H, W), bits (K, R S, ceil(C / 32)) -> (N, K, H', W').
+    """
+    if _triton_takes(input, shape):
+        from kernels import binary_triton
+
+        return binary_triton.convolve(input, bits, shape)
+    library = _library() if _takes(input, shape) else None
+    if library is None:
+        return vendor.forward(sign(input), signs_of(bits, shape.weight_size).to(input.dtype), shape)
+    filters = _room_for_filters(shape)
+    library.convoy_binary_arrange_filters(
+        ctypes.c_void_p(bits.contiguous().data_ptr()), ctypes.byref(_Sizes.of(shape)),
+        ctypes.c_void_p(filters.words.data_ptr()), ctypes.c_void_p(filters.sums.data_ptr()),
+    )  # fmt: skip
+    return _by_library(library, input, filters, shape)
+
+
+def pack(weight: Tensor, shape: ConvShape) -> Packed:
+    """The signs of filters as native/binary.c takes them. Shapes: weight (K, C, R, S). Needs a compiler."""
+    library = _library()
+    if library is None:
+        raise RuntimeError("binary filters cannot be packed without a C compiler")
+    packed, filters = _room_for_filters(shape), weight.detach().contiguous()
+    failed = library.convoy_binary_pack_filters(
+        ctypes.c_void_p(filters.data_ptr()), ctypes.byref(_Sizes.of(shape)),
+        ctypes.c_void_p(packed.words.data_ptr()), ctypes.c_void_p(packed.sums.data_ptr()),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError(f"no memory to pack the signs of filters of {shape.c} x {shape.r} x {shape.s}")
+    return packed
+
+
+def _room_for_filters(shape: ConvShape) -> Packed:
+    blocks, taps = -(-shape.k // 16), shape.r * shape.s
+    words = torch.empty(blocks * taps * -(-shape.c // 32) * 16, dtype=torch.int32)
+    return Packed(words, torch.empty(blocks * taps * 16, dtype=torch.int32))
+
+
+def _by_library(library: ctypes.CDLL, input: Tensor, filters: Packed, shape: ConvShape) -> Tensor:
     images, output = in_lines(input), empty(shape.output_size, input)
     sizes, threads = _Sizes.of(shape), torch.get_num_threads()
     bits = torch.empty(library.convoy_binary_words(ctypes.byref(sizes)), dtype=torch.int32)
@@ -126,29 +177,12 @@ def convolve_signs(input: Tensor, weight: Tensor, shape: ConvShape, packed: Pack
         ctypes.c_void_p(bits.data_ptr()),
         threads,
     )
-    filters = packed or pack(weight, shape)
     library.convoy_binary_convolve(
         ctypes.c_void_p(bits.data_ptr()), ctypes.byref(sizes), ctypes.c_void_p(filters.words.data_ptr()),
         ctypes.c_void_p(filters.sums.data_ptr()), ctypes.c_void_p(output.data_ptr()), Layout.of(output),
         int(_BY_INSTRUCTION), threads,
     )  # fmt: skip
     return output
-
-
-def pack(weight: Tensor, shape: ConvShape) -> Packed:
-    """The signs of filters as bits. Shapes: weight (K, C, R, S). Needs a compiler on the machine."""
-    library = _library()
-    if library is None:
-        raise RuntimeError("binary filters cannot be packed without a C compiler")
-    blocks, taps = -(-shape.k // 16), shape.r * shape.s
-    words = torch.empty(blocks * taps * -(-shape.c // 32) * 16, dtype=torch.int32)
-    sums = torch.empty(blocks * taps * 16, dtype=torch.int32)
-    filters = weight.detach().contiguous()
-    library.convoy_binary_pack_filters(
-        ctypes.c_void_p(filters.data_ptr()), ctypes.byref(_Sizes.of(shape)),
-        ctypes.c_void_p(words.data_ptr()), ctypes.c_void_p(sums.data_ptr()),
-    )  # fmt: skip
-    return Packed(words, sums)
 
 
 _BY_INSTRUCTION = True
@@ -186,9 +220,15 @@ class _Sizes(ctypes.Structure):
         )  # fmt: skip
 
 
-def _takes(input: Tensor, weight: Tensor, shape: ConvShape) -> bool:
-    in_fp32 = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in (input, weight))
+def _takes(input: Tensor, shape: ConvShape) -> bool:
+    in_fp32 = input.device.type == "cpu" and input.dtype == torch.float32
     return in_fp32 and min(input.numel(), *shape.output_size) > 0 and shape.c * shape.r * shape.s <= _EXACT
+
+
+def _triton_takes(input: Tensor, shape: ConvShape) -> bool:
+    """Only on GPUs: interpreted, it is for tests."""
+    in_fp32 = input.device.type == "cuda" and input.dtype == torch.float32
+    return in_fp32 and shape.c * shape.r * shape.s <= _EXACT and triton_kernels.takes(shape, input)
 
 
 @functools.cache

@@ -40,6 +40,8 @@ app = typer.Typer(
 
 Target = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, or the folder of a run.")]
 Folder = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, such as runs/digits.")]
+Newest = Annotated[bool, typer.Option("--newest", help="The newest checkpoint instead of the best.")]
+PackedForm = Annotated[bool, typer.Option("--packed", help="Keep the weights of binary layers as bits.")]
 Data = Annotated[str, typer.Argument(metavar="SOURCE", help="A source of samples, such as imagefolder:PATH.")]
 Part = Annotated[str, typer.Option("--split", help="Which part of a source that has parts: train or val.")]
 Parallel = Annotated[int, typer.Option(min=0, help="How many work at a time; 0 is the number of CPUs.")]
@@ -87,23 +89,35 @@ def train(
 @app.command()
 def evaluate(
     run: Folder,
-    newest: Annotated[bool, typer.Option("--newest", help="The newest checkpoint instead of the best.")] = False,
+    newest: Newest = False,
+    packed: PackedForm = False,
 ) -> None:
     """Evaluate a run's best checkpoint on its validation samples."""
     folder = _run_folder(run)
     chosen = _of_run(folder, [])
-    from orchestrator.evaluation import evaluate_run
+    from orchestrator.evaluation import evaluate_run, in_words
     from orchestrator.prepare import resources_here
 
-    figures = evaluate_run(folder, chosen, resources_here(), newest=newest)
+    figures = evaluate_run(folder, chosen, resources_here(), newest=newest, packed=packed)
     for line in (*figures["skipped"], *figures["replaced"]):
         print(line, file=sys.stderr)
-    judged = ((MEASURES[name], value) for name, value in figures["figures"].items())
-    found = ", ".join(f"{measure.title} {measure.text(value)}" for measure, value in judged)
-    print(
-        f"validation {found}, loss {figures['val_loss']:.4f} "
-        f"on {figures['samples']} samples, checkpoint of step {figures['step']}"
-    )
+    print(in_words(figures))
+
+
+@app.command()
+def export(
+    run: Folder,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, such as digits.safetensors.")],
+    newest: Newest = False,
+    packed: PackedForm = False,
+) -> None:
+    """Write the weights of a run's best checkpoint to one file of safetensors."""
+    folder = _run_folder(run)
+    chosen = _of_run(folder, [])
+    from orchestrator.evaluation import export_run
+    from orchestrator.prepare import resources_here
+
+    print(export_run(folder, chosen, resources_here(), file, newest=newest, packed=packed))
 
 
 @app.command()

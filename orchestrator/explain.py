@@ -3,7 +3,15 @@
 from collections import Counter, defaultdict
 
 from kernels.passes import AUTO, VENDOR
-from orchestrator.config.experiment import AdaGradConfig, AdamWConfig, Experiment, OptimizerConfig, SgdConfig
+from orchestrator.config.experiment import (
+    AdaGradConfig,
+    AdamaxConfig,
+    AdamWConfig,
+    Experiment,
+    OptimizerConfig,
+    SgdConfig,
+    ShiftAdamaxConfig,
+)
 from orchestrator.config.strategy import AsyncConfig, BackupConfig, ServedConfig, StaleConfig
 from orchestrator.layer_formats import check_formats
 from orchestrator.memory.forecast import Forecast
@@ -118,7 +126,7 @@ def _states(optimizer: OptimizerConfig) -> int:
             return int(optimizer.momentum > 0)
         case AdaGradConfig():
             return 1
-        case AdamWConfig():
+        case AdamWConfig() | AdamaxConfig() | ShiftAdamaxConfig():
             return 2
 
 

@@ -123,19 +123,100 @@ void convoy_binary_pack(const float *x, struct layout at, const struct sizes *z,
   memset(packed + (long)z->n * rows * columns * words, 0, sizeof *packed * SLACK * z->stride_w * words);
 }
 
-/* weights: (k, c, r, s), in order. */
-void convoy_binary_pack_filters(const float *weights, const struct sizes *z, uint32_t *packed, int32_t *sums) {
-  const int words = words_of(z), taps = z->r * z->s, blocks = (z->k + LANES - 1) / LANES;
-  memset(packed, 0, sizeof *packed * blocks * taps * words * LANES);
-  memset(sums, 0, sizeof *sums * blocks * taps * LANES);
-  for (int filter = 0; filter < z->k; filter++)
-    for (int channel = 0; channel < z->c; channel++)
-      for (int tap = 0; tap < taps; tap++) {
-        const int positive = weights[((long)filter * z->c + channel) * taps + tap] >= 0.0f;
-        const long at = (long)(filter / LANES) * taps + tap;
-        packed[(at * words + channel / WORD) * LANES + filter % LANES] |= (uint32_t)positive << channel % WORD;
-        sums[at * LANES + filter % LANES] += 2 * positive - 1;
+static void clear_filters(const struct sizes *z, uint32_t *packed, int32_t *sums) {
+  const long many = (long)((z->k + LANES - 1) / LANES) * z->r * z->s * LANES;
+  memset(packed, 0, sizeof *packed * many * words_of(z));
+  memset(sums, 0, sizeof *sums * many);
+}
+
+/* Returns: how many signs are positive. */
+INLINE int put_signs(const struct sizes *z, uint32_t *packed, int filter, int tap, int word, uint32_t signs) {
+  const long at = (long)(filter / LANES) * z->r * z->s + tap;
+  packed[(at * words_of(z) + word) * LANES + filter % LANES] = signs;
+  return __builtin_popcount(signs);
+}
+
+/* Signs of numbers side by side, 32 a word; what fills the last word is zero. */
+static void pack_line(const float *x, long count, uint32_t *to) {
+  long first = 0;
+#if defined(__AVX512F__)
+  const __m512 zero = _mm512_setzero_ps();
+  for (; first + WORD <= count; first += WORD) {
+    const uint32_t low = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + first), zero, _CMP_GE_OQ);
+    const uint32_t high = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + first + 16), zero, _CMP_GE_OQ);
+    to[first / WORD] = low | high << 16;
+  }
+#endif
+  for (; first < count; first += WORD) {
+    uint32_t bits = 0;
+    for (int i = 0; i < smaller(WORD, count - first); i++) bits |= (uint32_t)(x[first + i] >= 0.0f) << i;
+    to[first / WORD] = bits;
+  }
+}
+
+/* The bits of `from` where `mask` has one, side by side. */
+#if defined(__BMI2__)
+INLINE uint64_t extracted(uint64_t from, uint64_t mask) { return _pext_u64(from, mask); }
+#else
+INLINE uint64_t extracted(uint64_t from, uint64_t mask) {
+  uint64_t found = 0;
+  for (int place = 0; mask; place++, mask &= mask - 1) found |= (from >> __builtin_ctzll(mask) & 1) << place;
+  return found;
+}
+#endif
+
+/* weights: (k, c, r, s), in order. Returns: 1 without memory.
+
+   The signs of a filter are packed as they lie, taps next to each other; then each tap's are drawn out, 32 channels from
+   a stretch of 64-bit chunks with the same masks for all. */
+int convoy_binary_pack_filters(const float *weights, const struct sizes *z, uint32_t *packed, int32_t *sums) {
+  const int words = words_of(z), taps = z->r * z->s, chunks = (WORD * taps + 63) / 64;
+  const long apart = (long)z->c * taps;
+  uint32_t *line = calloc((size_t)words * taps + 2, sizeof *line);
+  uint64_t *masks = calloc((size_t)taps * chunks, sizeof *masks);
+  if (line && masks) {
+    for (int tap = 0; tap < taps; tap++)
+      for (int channel = 0; channel < WORD; channel++) {
+        const int place = channel * taps + tap;
+        masks[tap * chunks + place / 64] |= (uint64_t)1 << place % 64;
       }
+    clear_filters(z, packed, sums);
+    for (int filter = 0; filter < z->k; filter++) {
+      pack_line(weights + filter * apart, apart, line);
+      for (int tap = 0; tap < taps; tap++) {
+        int positive = 0;
+        for (int word = 0; word < words; word++) {
+          uint64_t signs = 0;
+          for (int chunk = 0, many = 0; chunk < chunks; chunk++) {
+            const uint64_t mask = masks[tap * chunks + chunk];
+            uint64_t from;
+            memcpy(&from, line + (long)word * taps + 2 * chunk, sizeof from);
+            signs |= extracted(from, mask) << many;
+            many += __builtin_popcountll(mask);
+          }
+          positive += put_signs(z, packed, filter, tap, word, (uint32_t)signs);
+        }
+        sums[((long)(filter / LANES) * taps + tap) * LANES + filter % LANES] = 2 * positive - z->c;
+      }
+    }
+  }
+  const int failed = !line || !masks;
+  free(line);
+  free(masks);
+  return failed;
+}
+
+/* bits: [filter][tap][word]. */
+void convoy_binary_arrange_filters(const uint32_t *bits, const struct sizes *z, uint32_t *packed, int32_t *sums) {
+  const int words = words_of(z), taps = z->r * z->s;
+  clear_filters(z, packed, sums);
+  for (int filter = 0; filter < z->k; filter++)
+    for (int tap = 0; tap < taps; tap++) {
+      int positive = 0;
+      for (int word = 0; word < words; word++)
+        positive += put_signs(z, packed, filter, tap, word, bits[((long)filter * taps + tap) * words + word]);
+      sums[((long)(filter / LANES) * taps + tap) * LANES + filter % LANES] = 2 * positive - z->c;
+    }
 }
 
 /* ---- Rows of results ---- */
@@ -169,6 +250,12 @@ INLINE void take_back(const struct row *row, int x, const int32_t *sums, int32_t
 INLINE void finish(const struct row *row, int x, int first, const uint32_t *counts, int border) {
   const struct sizes *z = row->z;
   const int many = smaller(LANES, z->k - first), total = z->c * z->r * z->s;
+  if (!border && row->at.c == 1 && many == LANES) {
+    typedef int32_t ints16 __attribute__((vector_size(64), aligned(4), may_alias));
+    const ints16 values = total - 2 * *(const ints16 *)counts;
+    *(floats16 *)(row->to + x * row->at.w + first) = __builtin_convertvector(values, floats16);
+    return;
+  }
   int32_t values[LANES];
   float results[LANES];
   for (int lane = 0; lane < LANES; lane++) values[lane] = total - 2 * (int32_t)counts[lane];

@@ -26,21 +26,17 @@ INLINE void fill_none(union halves *random, struct key key, int64_t start, int c
   (void)random, (void)key, (void)start, (void)count;
 }
 
-#define IN_BLOCKS(CALL)                                                                        \
-  _Pragma("omp parallel for schedule(static) num_threads(threads) if (count > BLOCK)")         \
-  for (int64_t start = 0; start < count; start += BLOCK) {                                     \
-    const int here = up_to(start, count);                                                      \
-    CALL;                                                                                      \
-  }
-
 #define UPDATES(NAME, STATE, READ, WRITE, FILL)                                                \
-  INLINE void sgd_block_##NAME(                                                                \
+  INLINE void sgd_piece_##NAME(                                                                \
       uint16_t *weights, const uint16_t *grads, STATE *moments, int64_t start, int count,      \
       struct sgd by, int nesterov, struct keys keys) {                                         \
     const float ahead = nesterov ? by.momentum : 1.0f, now = nesterov ? 1.0f : 0.0f;           \
     union halves of_weights, of_moments;                                                       \
     fill(&of_weights, keys.weights, start, count);                                             \
     FILL(&of_moments, keys.first, start, count);                                               \
+    fetch(weights, 2 * PIECE);                                                                 \
+    fetch(grads, 2 * PIECE);                                                                   \
+    fetch(moments, (int)sizeof(STATE) * PIECE);                                                \
     _Pragma("GCC ivdep") for (int i = 0; i < count; i++) {                                     \
       const float weight = from_bf16(weights[i]);                                              \
       const float grad = from_bf16(grads[i]) + by.decay * weight;                              \
@@ -54,11 +50,11 @@ INLINE void fill_none(union halves *random, struct key key, int64_t start, int c
   void convoy_sgd_##NAME(                                                                      \
       uint16_t *weights, const uint16_t *grads, STATE *moments, int64_t count, struct sgd by,  \
       int nesterov, struct keys keys, int threads) {                                           \
-    IN_BLOCKS(sgd_block_##NAME(                                                                \
+    IN_PIECES(sgd_piece_##NAME(                                                                \
         weights + start, grads + start, moments + start, start, here, by, nesterov, keys))     \
   }                                                                                            \
                                                                                                \
-  INLINE void adamw_block_##NAME(                                                              \
+  INLINE void adamw_piece_##NAME(                                                              \
       uint16_t *weights, const uint16_t *grads, STATE *firsts, STATE *seconds, int64_t start,  \
       int count, struct adamw by, struct keys keys) {                                          \
     const float of_first = by.lr / by.first_correction, kept = 1.0f - by.lr * by.decay;        \
@@ -67,6 +63,10 @@ INLINE void fill_none(union halves *random, struct key key, int64_t start, int c
     fill(&of_weights, keys.weights, start, count);                                             \
     FILL(&of_firsts, keys.first, start, count);                                                \
     FILL(&of_seconds, keys.second, start, count);                                              \
+    fetch(weights, 2 * PIECE);                                                                 \
+    fetch(grads, 2 * PIECE);                                                                   \
+    fetch(firsts, (int)sizeof(STATE) * PIECE);                                                 \
+    fetch(seconds, (int)sizeof(STATE) * PIECE);                                                \
     _Pragma("GCC ivdep") for (int i = 0; i < count; i++) {                                     \
       const float grad = from_bf16(grads[i]);                                                  \
       const float first = by.beta1 * READ(firsts[i]) + (1.0f - by.beta1) * grad;               \
@@ -81,7 +81,7 @@ INLINE void fill_none(union halves *random, struct key key, int64_t start, int c
   void convoy_adamw_##NAME(                                                                    \
       uint16_t *weights, const uint16_t *grads, STATE *firsts, STATE *seconds, int64_t count,  \
       struct adamw by, struct keys keys, int threads) {                                        \
-    IN_BLOCKS(adamw_block_##NAME(                                                              \
+    IN_PIECES(adamw_piece_##NAME(                                                              \
         weights + start, grads + start, firsts + start, seconds + start, start, here, by, keys)) \
   }
 
@@ -89,10 +89,12 @@ UPDATES(fp32, float, read_fp32, write_fp32, fill_none)
 UPDATES(bf16, uint16_t, from_bf16, to_bf16, fill)
 
 /* Without momentum, and so without a state. */
-INLINE void plain_block(
+INLINE void plain_piece(
     uint16_t *weights, const uint16_t *grads, int64_t start, int count, struct sgd by, struct key key) {
   union halves random;
   fill(&random, key, start, count);
+  fetch(weights, 2 * PIECE);
+  fetch(grads, 2 * PIECE);
 #pragma GCC ivdep
   for (int i = 0; i < count; i++) {
     const float weight = from_bf16(weights[i]);
@@ -103,5 +105,5 @@ INLINE void plain_block(
 
 void convoy_sgd_plain(
     uint16_t *weights, const uint16_t *grads, int64_t count, struct sgd by, struct keys keys, int threads) {
-  IN_BLOCKS(plain_block(weights + start, grads + start, start, here, by, keys.weights))
+  IN_PIECES(plain_piece(weights + start, grads + start, start, here, by, keys.weights))
 }

@@ -45,7 +45,10 @@ def load_library(name: str, headers: Mapping[str, str] = types.MappingProxyType(
 
     `headers`: name -> text, of those that are not files.
     """
-    vectors: dict[str, tuple[str, ...]] = {"AVX512": ("-mavx512f", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
+    vectors: dict[str, tuple[str, ...]] = {
+        "AVX512": ("-mavx512f", "-mfma", "-mbmi2"),
+        "AVX2": ("-mavx2", "-mfma", "-mbmi2"),
+    }
     of_cpu = vectors.get(torch.backends.cpu.get_cpu_capability(), ())
     if name in NARROW and "-mavx512f" in of_cpu:  # torch calls a CPU AVX512 that has these too
         of_cpu += ("-mavx512bw", "-mavx512dq", "-mavx512vl")

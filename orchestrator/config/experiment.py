@@ -107,7 +107,35 @@ class AdaGradConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0.0)
 
 
-OptimizerConfig = Annotated[SgdConfig | AdamWConfig | AdaGradConfig, Field(discriminator="name")]
+class AdamaxConfig(Section):
+    """AdaMax: Adam by the largest gradient of late (Kingma & Ba 2014, arXiv:1412.6980, Algorithm 2).
+
+    `weight_decay` is added to gradients, and not applied to norms and biases.
+    """
+
+    name: Literal["adamax"] = "adamax"
+    lr: float = Field(gt=0.0)
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+
+
+class ShiftAdamaxConfig(Section):
+    """AdaMax whose factors are powers of two (Courbariaux et al. 2016, arXiv:1602.02830, Algorithm 4).
+
+    `betas`: 1 - 2^-3 and 1 - 2^-10, the paper's, so that both averages are shifts too. `weight_decay` as for adamax.
+    """
+
+    name: Literal["shift_adamax"] = "shift_adamax"
+    lr: float = Field(gt=0.0)
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (1 - 2**-3, 1 - 2**-10)
+    eps: float = Field(default=1e-8, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+
+
+OptimizerConfig = Annotated[
+    SgdConfig | AdamWConfig | AdaGradConfig | AdamaxConfig | ShiftAdamaxConfig, Field(discriminator="name")
+]
 
 
 class CosineConfig(Section):
@@ -255,12 +283,19 @@ class Experiment(Section):
                 f"precision: got weights in few bits, dynamic_fixed or a guard with strategy.name={strategy.name}, "
                 "must be fp32, or bf16 with weights in fp32, in which that strategy adds them up. Take sync."
             )
-        if optimizer.name == "adagrad" and self.precision.optimizer.weights == "bf16":
-            raise ValueError("precision.optimizer.weights: got bf16 with adagrad, must be fp32. Take sgd or adamw.")
+        if served and isinstance(optimizer, AdamaxConfig | ShiftAdamaxConfig):
+            raise ValueError(
+                f"train.optimizer.name: got {optimizer.name} with strategy.name={strategy.name}, must be sgd, adagrad "
+                "or adamw, which a parameter server has. Take one of them, or sync."
+            )
+        if optimizer.name not in ("sgd", "adamw") and self.precision.optimizer.weights == "bf16":
+            raise ValueError(
+                f"precision.optimizer.weights: got bf16 with {optimizer.name}, must be fp32. Take sgd or adamw."
+            )
         if self.train.compile and not self.precision.is_traced:
             raise ValueError(
-                "train.compile: got true with a precision of fixed, dynamic_fixed or binary, or a guard, must be "
-                "false: they are not traced."
+                "train.compile: got true with a precision of fixed, dynamic_fixed, binary or shift, or a guard, must "
+                "be false: they are not traced."
             )
         if self.train.compile and self.memory.checkpoint:
             raise ValueError(

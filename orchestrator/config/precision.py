@@ -8,7 +8,7 @@ from orchestrator.config.section import Section
 from pipelines.augment.shorthand import ShorthandSchema, expand_shorthand
 
 MOST_BITS = 24  # that fp32, in which fixed point is computed, holds
-NAMES = frozenset({"fp32", "tf32", "bf16", "fp16", "fp8", "fixed", "dynamic_fixed", "binary"})
+NAMES = frozenset({"fp32", "tf32", "bf16", "fp16", "fp8", "fixed", "dynamic_fixed", "binary", "shift"})
 WITH_SETTINGS = frozenset({"fixed", "dynamic_fixed"})
 """Formats of which something must be said beside the name."""
 OF_ALL = {
@@ -16,7 +16,7 @@ OF_ALL = {
     "tf32": "a device has it on or off. bf16 can be of some layers.",
 }
 """Formats that all layers have or none, and why."""
-Bare = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "binary"]
+Bare = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "binary", "shift"]
 Role = Literal["weights", "activations", "gradients"]
 ROLES: tuple[Role, ...] = ("weights", "activations", "gradients")
 
@@ -134,8 +134,14 @@ class Binary(_Float):
     scaled: bool = False
 
 
+class Shift(_Float):
+    """Batch norms by powers of two (kernels/shift_norm.py), of batch norms; as `default`, others stay fp32."""
+
+    name: Literal["shift"] = "shift"
+
+
 Format = Annotated[
-    Fp32 | Tf32 | Bf16 | Fp16 | Fp8 | Fixed | DynamicFixed | Binary,
+    Fp32 | Tf32 | Bf16 | Fp16 | Fp8 | Fixed | DynamicFixed | Binary | Shift,
     Field(discriminator="name"),
     BeforeValidator(expand_shorthand),
     ShorthandSchema("formats (docs/precision.md)", bare=NAMES - WITH_SETTINGS),
@@ -210,7 +216,7 @@ class PrecisionConfig(Section):
     @property
     def is_by_layer(self) -> bool:
         """Whether layers may have formats that differ."""
-        return bool(self.layers) or isinstance(self.default, Binary | Fp8)
+        return bool(self.layers) or isinstance(self.default, Binary | Fp8 | Shift)
 
     @property
     def suits_any_strategy(self) -> bool:
@@ -224,7 +230,7 @@ class PrecisionConfig(Section):
     @property
     def is_traced(self) -> bool:
         """Whether torch.compile can follow all of it."""
-        return self.guard is None and not any(isinstance(chosen, OnGrid | Binary) for chosen in self.formats)
+        return self.guard is None and not any(isinstance(chosen, OnGrid | Binary | Shift) for chosen in self.formats)
 
 
 def gather_globs(value: Any) -> Any:

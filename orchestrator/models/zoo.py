@@ -15,12 +15,18 @@ from kernels import rewrite
 from orchestrator.config.experiment import Experiment, ModelConfig
 from orchestrator.config.mistake import did_you_mean, either, show
 from orchestrator.errors import InputError
+from orchestrator.models.binarynet import BinaryNet
 from orchestrator.models.cifar_resnet import CIFAR_RESNETS
 from orchestrator.models.mlp import Mlp
 from orchestrator.models.small import SmallResNet
 
 # To add a network: a class that takes (num_classes, channels, image_size, *, its options), and a line here.
-OURS: dict[str, Callable[..., nn.Module]] = {"small_resnet": SmallResNet, **CIFAR_RESNETS, "mlp": Mlp}
+OURS: dict[str, Callable[..., nn.Module]] = {
+    "small_resnet": SmallResNet,
+    **CIFAR_RESNETS,
+    "mlp": Mlp,
+    "binarynet": BinaryNet,
+}
 
 FROM_DATA = {"num_classes", "channels", "image_size", "input_size"}
 # Set here: no trained weights; not the auxiliary outputs of GoogLeNet and Inception, which have no loss.

@@ -7,6 +7,7 @@ breakdown.py            what ends a run though no machine failed: NaN, unreadabl
 faults.py               what goes wrong on purpose: workers that wait or are killed
 learner.py              the model and all that changes with it, to save and restore as one
 optim.py                the optimizer of an experiment
+shift_adamax.py         AdaMax by powers of two
 offload.py              an optimizer whose state lies on the host
 schedule.py             the learning rate of a step; pure
 precision.py            in which arithmetic: autocast, loss scaling

@@ -27,7 +27,19 @@ from torch import Tensor, nn
 
 from kernels.binary import BinaryConv2d, BinaryLinear
 from kernels.rounding import Grid, round_to_grid, stream
-from orchestrator.config.precision import Bf16, Binary, DynamicFixed, Fixed, Format, Fp8, Fp32, OnGrid, PrecisionConfig
+from kernels.shift_norm import ShiftBatchNorm1d, ShiftBatchNorm2d
+from orchestrator.config.precision import (
+    Bf16,
+    Binary,
+    DynamicFixed,
+    Fixed,
+    Format,
+    Fp8,
+    Fp32,
+    OnGrid,
+    PrecisionConfig,
+    Shift,
+)
 from orchestrator.training import float8
 from orchestrator.training.guard import Guard, wider
 from orchestrator.training.moving_points import Key, MovingPoints
@@ -42,8 +54,8 @@ _WEIGHTS, _WEIGHT_GRADIENTS, _OUTPUTS, _GRADIENTS = range(4)
 def formats_of(model: nn.Module, config: PrecisionConfig) -> dict[str, Format]:
     """Layer -> format: of the first rule that matches, else the default.
 
-    Binary are only convolutions and linear layers, and by default neither the first nor the last of them. In fp8 are
-    linear layers of suitable sizes; others in bf16.
+    Binary are only convolutions and linear layers, and by default neither the first nor the last of them; shift are
+    only batch norms. In fp8 are linear layers of suitable sizes; others in bf16.
     Raises: ValueError for a rule that matches no layer, and for a layer that its rule does not suit.
     """
     layers = {name: module for name, module in model.named_modules() if _own(module)}
@@ -60,6 +72,13 @@ def formats_of(model: nn.Module, config: PrecisionConfig) -> dict[str, Format]:
         rule = next((glob for glob in config.layers if fnmatch.fnmatchcase(name, glob)), None)
         chosen = config.default if rule is None else config.layers[rule]
         if isinstance(chosen, Binary) and (name not in products or (rule is None and name in spared)):
+            chosen = Fp32()
+        if isinstance(chosen, Shift) and not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            if rule is not None:
+                raise ValueError(
+                    f"got shift for {name!r}, a {type(layer).__name__}, must be another: shift is for batch norms. Let "
+                    "the glob match norms only."
+                )
             chosen = Fp32()
         if isinstance(chosen, Fp8) and not float8.suits(layer):
             chosen = Bf16()
@@ -219,10 +238,10 @@ class Formats:
             self._names[number] = name
             if isinstance(chosen, Fp8):
                 float8.become_float8(module, device_type)
-            if config.layers or config.guard or isinstance(chosen, OnGrid | Binary):
+            if config.layers or config.guard or isinstance(chosen, OnGrid | Binary | Shift):
                 layer = LayerFormat(chosen, number, self.draws, self._points, device_type)
                 kind: Any = type(module)
-                module.__class__ = _with_format(kind, binary=isinstance(chosen, Binary))
+                module.__class__ = _with_format(kind, chosen.name)
                 module.layer_format = layer
                 if isinstance(chosen, Binary):
                     module.scaled = chosen.scaled
@@ -310,10 +329,12 @@ def _moving(formats: dict[str, Format], modules: dict[str, Any]) -> dict[Key, Dy
 
 
 @functools.cache
-def _with_format(kind: Any, *, binary: bool) -> Any:
-    """The class of a layer that computes in its `layer_format`."""
-    if binary:
+def _with_format(kind: Any, name: str) -> Any:
+    """The class of a layer that computes in its `layer_format`, of that name."""
+    if name == "binary":
         kind = BinaryConv2d if issubclass(kind, nn.Conv2d) else BinaryLinear
+    if name == "shift":
+        kind = ShiftBatchNorm2d if issubclass(kind, nn.BatchNorm2d) else ShiftBatchNorm1d
 
     def forward(self: Any, input: Tensor) -> Tensor:
         result: Tensor = self.layer_format.forward(self, functools.partial(kind.forward, self), input)

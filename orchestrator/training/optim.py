@@ -12,8 +12,16 @@ from torch import Tensor, nn
 
 from kernels import bf16_updates
 from kernels.rounding import stream
-from orchestrator.config.experiment import AdaGradConfig, AdamWConfig, OptimizerConfig, SgdConfig
+from orchestrator.config.experiment import (
+    AdaGradConfig,
+    AdamaxConfig,
+    AdamWConfig,
+    OptimizerConfig,
+    SgdConfig,
+    ShiftAdamaxConfig,
+)
 from orchestrator.config.precision import WeightsConfig
+from orchestrator.training.shift_adamax import ShiftAdamax
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -46,6 +54,10 @@ def build_optimizer(
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, foreach=True)
     if isinstance(config, AdaGradConfig):
         return torch.optim.Adagrad(groups, lr=config.lr, eps=config.eps, foreach=True)
+    if isinstance(config, AdamaxConfig):
+        return torch.optim.Adamax(groups, lr=config.lr, betas=config.betas, eps=config.eps, foreach=True)
+    if isinstance(config, ShiftAdamaxConfig):
+        return ShiftAdamax(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     assert isinstance(config, AdamWConfig)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, foreach=True)
 

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from image_files import encoded
 
-from benchmarks import cifar10, plain_cifar
+from benchmarks import cifar10, plain_cifar, precision_binarynet
 from benchmarks.disk import filesystem_of
 from benchmarks.overlap import figures, judged, verdicts
 from benchmarks.photos import copy_photos, link_photos, unpack, write_tars
@@ -195,3 +196,26 @@ def test_the_plain_script_has_the_recipe_of_the_cifar_experiment() -> None:
 def test_the_plain_script_refuses_a_recipe_that_it_has_not(override: str) -> None:
     with pytest.raises(SystemExit, match=override.split("=")[0].removesuffix(".final")):
         plain_cifar.check(load_experiment(str(cifar10.EXPERIMENT), [override]))
+
+
+def test_binarynets_seeds_are_summed_up_and_one_that_differs_is_told() -> None:
+    sizes = {"bytes": 300, "packed_bytes": 20, "layers": 3, "folded": 2}
+    runs = [{"accuracy": 0.5, "same_outputs": True, **sizes}, {"accuracy": 0.75, "same_outputs": False, **sizes}]
+    found = precision_binarynet.summary(runs)
+    assert {name: found[name] for name in ("mean", "spread", "n", "same_outputs", "smaller")} == {
+        "mean": 0.625, "spread": 0.25, "n": 2, "same_outputs": False, "smaller": 15.0,
+    }  # fmt: skip
+    assert "smaller" not in precision_binarynet.summary([{"accuracy": 0.5}])
+
+
+@pytest.mark.parametrize("arm", precision_binarynet.ARMS)
+@pytest.mark.parametrize("folder", [None, "somewhere"])
+def test_binarynets_arms_are_experiments(arm: str, folder: str | None) -> None:
+    args = Namespace(sets=["digits", "cifar10"], epochs=2, cifar=folder, cifar_epochs=3, per_class=10, width=16)
+    for overrides in precision_binarynet.sets_of(args).values():
+        chosen = load_experiment(
+            str(precision_binarynet.EXPERIMENT), [*overrides, *precision_binarynet.ARMS[arm], "strategy.workers=0"]
+        )
+    assert chosen.data.image_size == (8 if folder is None else 32)
+    assert chosen.train.epochs == (2 if folder is None else 3)
+    assert (chosen.precision.default.name == "binary") == (arm != "fp32")

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels import binary
-from kernels.binary import BinaryConv2d, BinaryLinear, convolve_signs, pack, sign
+from kernels.binary import BinaryConv2d, BinaryLinear, convolve_bits, convolve_signs, sign
+from kernels.binary_bits import bits_of
 from kernels.shapes import ConvShape
 
 # images (N, C, H, W), filters (K, C, R, S), options: channels and filters around words of 32 and vectors of 16
@@ -89,14 +90,14 @@ def test_a_part_of_images_and_several_threads_change_nothing(
         torch.set_num_threads(threads)
 
 
-def test_filters_that_are_packed_beforehand_give_the_same_from_a_32th_of_the_memory() -> None:
-    if binary._library() is None:
-        pytest.skip("needs a C compiler")
-    x, w = tensors((2, 256, 6, 6), (256, 256, 3, 3))
-    shape = ConvShape.of(x, w, padding=1)
-    packed = pack(w, shape)
-    assert packed.words.numel() * 4 * 32 == w.numel() * 4
-    assert torch.equal(convolve_signs(x, torch.zeros_like(w), shape, packed), by_definition(x, w, {"padding": 1}))
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(("images", "weight", "options"), CASES, ids=str)
+def test_filters_that_are_kept_as_bits_give_the_same(
+    images: tuple[int, ...], weight: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    x, w = tensors(images, weight)
+    shape = ConvShape.of(x, w, **options)
+    assert torch.equal(convolve_bits(x, bits_of(w), shape), by_definition(x, w, options))
 
 
 def test_gradients_are_those_of_signs_and_stop_where_activations_are_large() -> None:

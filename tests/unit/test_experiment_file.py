@@ -38,6 +38,7 @@ strategy:
   workers: 2
 """
 
+OPTIMIZERS = "sgd, adamw, adagrad, adamax or shift_adamax"
 AUGMENTATIONS = "one of 34 augmentations (docs/augmentation.md)"
 FORMS = f"{AUGMENTATIONS}, with options as {{NAME: {{...}}}} or {{name: NAME, ...}}"
 TAG = "got the tag {}, must be a plain value. Remove the tag."
@@ -90,7 +91,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "precision: bf16", "precision: bf61",
         [
             '19: precision: got "bf61", must be a section with default, layers, optimizer or guard, fp32, tf32, bf16, '
-            "fp16, fp8 or binary; did you mean bf16?"
+            "fp16, fp8, binary or shift; did you mean bf16?"
         ],
     ),
     "inside of a shorthand": (
@@ -123,7 +124,8 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     ),
     "of another optimizer": (
         "lr: 0.1", "lr: 0.1\n    betas: [0.9, 0.99]",
-        ["19: train.optimizer.betas: not a setting of sgd, only of adamw. Remove it, or change the name."],
+        ["19: train.optimizer.betas: not a setting of sgd, only of adamw, adamax or shift_adamax. "
+         "Remove it, or change the name."],
     ),
     "missing field": (
         "  val: digits\n", "", ["3: data.val: missing; must be text."]
@@ -138,12 +140,12 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "unknown optimizer": (
         "name: sgd",
         "name: sdg",
-        ['17: train.optimizer.name: got "sdg", must be sgd, adamw or adagrad; did you mean sgd?'],
+        [f'17: train.optimizer.name: got "sdg", must be {OPTIMIZERS}; did you mean sgd?'],
     ),
-    "unnamed optimizer": ("    name: sgd\n", "", ["16: train.optimizer.name: missing; must be sgd, adamw or adagrad."]),
+    "unnamed optimizer": ("    name: sgd\n", "", [f"16: train.optimizer.name: missing; must be {OPTIMIZERS}."]),
     "optimizer without its section": (
         "optimizer:\n    name: sgd\n    lr: 0.1", "optimizer: sgd",
-        ['16: train.optimizer: got "sgd", must be a section with a name, sgd, adamw or adagrad, and its settings.'],
+        [f'16: train.optimizer: got "sgd", must be a section with a name, {OPTIMIZERS}, and its settings.'],
     ),
     "short list": (
         "name: sgd\n    lr: 0.1", "{name: adamw, lr: 1, betas: [0.9]}",

@@ -9,6 +9,7 @@ from precision_samples import CPU, Trained, config, equal, images, network
 from torch import Tensor, nn
 
 from kernels.rounding import Grid
+from kernels.shift_norm import ShiftBatchNorm2d
 from orchestrator.config.experiment import AdamWConfig, SgdConfig
 from orchestrator.errors import InputError
 from orchestrator.training.formats import formats_of
@@ -214,6 +215,21 @@ def test_binary_by_a_rule_spares_nothing_and_refuses_groups() -> None:
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.raises(ValueError, match="got binary for '0', which has groups=2, must be another"):
         formats_of(grouped, config({"0": "binary"}))
+
+
+def test_shift_is_for_batch_norms_and_others_stay_fp32_by_default() -> None:
+    formats = formats_of(network(), config({"default": "binary", "0.1": "shift"}))
+    assert {name: str(chosen) for name, chosen in formats.items()} == {"0.0": "fp32", "0.1": "shift", "1": "fp32"}
+    assert str(formats_of(network(), config("shift"))["0.1"]) == "shift"
+    assert str(formats_of(network(), config("shift"))["0.0"]) == "fp32"
+    with pytest.raises(ValueError, match=r"got shift for '1', a Linear, must be another: shift is for"):
+        formats_of(network(), config({"1": "shift"}))
+
+
+def test_norms_by_powers_of_two_are_those_of_the_model() -> None:
+    trained = Trained({"*.1": "shift"}).steps(range(2))
+    assert isinstance(trained.model[0][1], ShiftBatchNorm2d)
+    assert not equal(trained.weights(), Trained("fp32").steps(range(2)).weights())
 
 
 def in_fp8(model: nn.Module) -> Precision:

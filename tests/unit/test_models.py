@@ -7,6 +7,7 @@ from torch import nn
 
 from orchestrator.config.experiment import ModelConfig
 from orchestrator.errors import InputError
+from orchestrator.models.binarynet import BinaryNet
 from orchestrator.models.mlp import Mlp
 from orchestrator.models.small import Block, SmallResNet, num_halvings
 from orchestrator.models.zoo import adapt_input_channels, build_model, check_model, model_names, outline
@@ -142,6 +143,35 @@ def test_small_resnet_is_of_the_size_that_its_recipes_assume() -> None:
     assert [weights(model).numel() for model in (digits, cifar)] == [77_290, 4_903_242]
 
 
+# --- binarynet
+
+
+def test_binarynet_is_the_papers_network_for_cifar() -> None:
+    model = BinaryNet(10, 3, 32)
+    convolutions = [m.weight.shape[:2] for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert convolutions == [(128, 3), (128, 128), (256, 128), (256, 256), (512, 256), (512, 512)]
+    linear = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)]
+    assert linear == [(1024, 512 * 4 * 4), (1024, 1024), (10, 1024)]
+    layers = [type(m).__name__ for m in model.features[1]]
+    assert layers == ["Conv2d", "MaxPool2d", "BatchNorm2d", "Hardtanh"]
+
+
+@pytest.mark.parametrize(("image_size", "pools"), [(4, 0), (8, 1), (9, 1), (32, 3), (40, 3)])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_binarynet_takes_images_of_any_size_and_trains_every_parameter(image_size: int, pools: int, depth: int) -> None:
+    model = BinaryNet(7, 2, image_size, width=4, depth=depth)
+    assert sum(isinstance(m, nn.MaxPool2d) for m in model.modules()) == pools
+    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == depth * max(1, pools)
+    model(torch.randn(4, 2, image_size, image_size)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"width": 0}, {"depth": 1.5}])
+def test_binarynet_refuses_options_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="must be a whole number >= 1"):
+        build("binarynet", **options)
+
+
 # --- zoo
 
 
@@ -158,6 +188,7 @@ def test_names_are_ours_and_the_classification_networks_of_torchvision() -> None
     [
         "small_resnet",
         "mlp",
+        "binarynet",
         "resnet20",
         "resnet18",
         "vit_b_16",
@@ -208,8 +239,8 @@ def test_options_reach_the_builder() -> None:
         (
             "resnet19",
             {},
-            'model.name: got "resnet19", must be small_resnet, resnet20, resnet32, resnet44, resnet56, resnet110, mlp '
-            "or a classification network of torchvision "
+            'model.name: got "resnet19", must be small_resnet, resnet20, resnet32, resnet44, resnet56, resnet110, mlp, '
+            "binarynet or a classification network of torchvision "
             "such as resnet18; did you mean resnet18?",
         ),
         ("ResNet18", {}, "did you mean resnet18?"),

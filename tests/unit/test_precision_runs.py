@@ -26,6 +26,8 @@ CASES = {
         "precision={default: {fixed: {integer_bits: 2, fraction_bits: 3}}, guard: {steps: 2, vanish: 0.5}}",
     ),
     "binary": (ADAMW, "precision={'*': binary}"),
+    "adamax": ("train.optimizer={name: adamax, lr: 0.01}", "precision={'*': binary}"),
+    "by powers of two": ("train.optimizer={name: shift_adamax, lr: 0.01}", "precision={'1': shift, '*': binary}"),
     "weights in bf16": (MOMENTUM, "precision={default: bf16, optimizer: {weights: bf16}}"),
     "all in bf16": (ADAMW, "precision={default: bf16, optimizer: {weights: bf16, state: bf16}}"),
 }

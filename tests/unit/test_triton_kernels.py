@@ -159,6 +159,25 @@ def test_rounding_compiles_for_gpus(capability: int, compiled: list[Any], monkey
         assert "ld.global.v4" in kernel.asm["ptx"], "four numbers at a time"
 
 
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_counts_of_bits_compile_to_one_instruction(
+    capability: int, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime import driver
+
+    from kernels import binary_triton
+
+    monkeypatch.setattr(driver, "_active", NoGpu(capability))
+    shape, (input, weight, *_) = tensors_for("binary", torch.float32)
+    binary_triton.convolve(input, binary_triton.bits_of(weight), shape)
+    assert len(compiled) == 3, "filters and images packed, then convolved"
+    for kernel in compiled:
+        assert f".target sm_{capability}" in kernel.asm["ptx"]
+        assert kernel.metadata.shared <= SHARED_BYTES
+    assert "popc.b32" in compiled[-1].asm["ptx"]
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "size", "expected"),
     [

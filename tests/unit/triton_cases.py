@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from kernels import triton_kernels
+from kernels.binary import sign
+from kernels.binary_bits import bits_of
 from kernels.conv import conv2d
 from kernels.layout import laid_out
 from kernels.rounding import Grid, by_torch_to_bf16, by_torch_to_grid, round_bf16, round_fixed, stream
@@ -169,6 +171,31 @@ def test_a_bias_may_lie_anyhow() -> None:
     exact = all_passes(images.double(), weight.double(), bias[::2].double(), {}, "direct")
     for name in ("winograd", "im2col"):
         assert max(errors(all_passes(images, weight, bias[::2], {}, name), exact)) < TOLERANCE[torch.float32]
+
+
+BINARY: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
+    ((2, 64, 5, 7), (33, 64, 3, 3), {"padding": 1}),
+    ((1, 33, 8, 9), (17, 33, 3, 2), {"stride": (2, 3), "padding": (2, 1), "dilation": (2, 1)}),
+    ((2, 3, 4, 4), (5, 3, 2, 4), {"padding": "same"}),
+    ((1, 40, 3, 3), (3, 40, 3, 3), {"padding": 4}),
+    ((5, 100, 1, 1), (20, 100, 1, 1), {}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("images", "weight", "options"), BINARY, ids=str)
+def test_signs_are_convolved_bit_for_bit(
+    images: tuple[int, ...], weight: tuple[int, ...], options: dict[str, Any], layout: str
+) -> None:
+    from kernels import binary_triton
+
+    x, w = tensors(images, weight)
+    x.view(-1)[::7], x.view(-1)[3::11], x.view(-1)[1] = 0.0, -0.0, math.nan
+    expected = torch.nn.functional.conv2d(sign(x), sign(w), **options)
+    bits = binary_triton.bits_of(w)
+    assert torch.equal(bits, bits_of(w))
+    assert torch.equal(binary_triton.convolve(lying(x, layout), bits, ConvShape.of(x, w, **options)), expected)
 
 
 @pytest.mark.parametrize("seed", [0, 2**64 - 1, stream(3, 1)])

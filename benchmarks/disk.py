@@ -33,8 +33,9 @@ from benchmarks.photos import copy_photos
 from pipelines.augment.flip import HorizontalFlip
 from pipelines.augment.framing import RandomResizedCrop
 from pipelines.config import PipelineConfig
-from pipelines.pack import PackOptions, pack, size_in_bytes
+from pipelines.pack import PackOptions, pack
 from pipelines.produce import Recipe
+from pipelines.sizes import size_in_bytes
 from pipelines.sources import open_source
 
 BATCH, SIZE = 128, 224

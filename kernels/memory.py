@@ -4,7 +4,8 @@ On a CPU: what PyTorch's allocator hands out, to PyTorch's own kernels too, and 
 what a library of the vendor's takes from the system by itself, such as the packed matrices of a matrix product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -28,7 +29,19 @@ def _on_gpu(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, i
 
 
 def _on_cpu(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """By PyTorch's older profiler: torch.profiler takes a second to start and writes to standard error."""
+    with watched_on_cpu() as peak:
+        result = call()
+    return result, peak()
+
+
+@contextmanager
+def watched_on_cpu() -> Iterator[Callable[[], int]]:
+    """Follow what PyTorch's allocator hands out to this thread; afterwards what comes back gives the most bytes that
+    were live at once and were not before.
+
+    By PyTorch's older profiler: torch.profiler takes a second to start and writes to standard error.
+    """
+    peaks: list[int] = []
     _autograd._enable_profiler_legacy(
         _profiler.ProfilerConfig(
             state=_profiler.ProfilerState.CPU,
@@ -41,10 +54,10 @@ def _on_cpu(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
         )
     )
     try:
-        result = call()
+        yield lambda: sum(peaks)
     finally:
         threads = _autograd._disable_profiler_legacy()
-    return result, sum(_peak([event.cpu_memory_usage() for event in events]) for events in threads)
+        peaks += [_peak([event.cpu_memory_usage() for event in events]) for events in threads]
 
 
 def _peak(changes: list[int]) -> int:

@@ -6,6 +6,7 @@ config/        experiment files -> frozen models, or all that is wrong with them
 plan.py        (experiment, resources) -> Plan; pure
 prepare.py     what is decided before a run starts: data opened, model sized, plan made
 tuning.py      the algorithms of an experiment's convolutions: checked, measured
+memory/        what a step needs of its device's memory, and how to make it fit
 layer_formats.py  the formats of an experiment's layers: checked
 explain.py     a plan as text
 cluster_tuning.py  the measuring of them on each kind of node of a cluster

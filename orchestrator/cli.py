@@ -71,7 +71,7 @@ def train(
         resources = prepare.resources_here()
         prepared = prepare.prepare(chosen, resources)
         print(dump_experiment(chosen))
-        print(explain_plan(chosen, prepared.plan, prepared.model, resources))
+        print(explain_plan(prepared.experiment, prepared.plan, prepared.model, resources, prepared.forecast))
         return
     result = launch.run(chosen, resume=resume, overwrite=overwrite, watch=watching)
     best_by = MEASURES[result["best_by"]]

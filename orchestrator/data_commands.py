@@ -22,10 +22,11 @@ from orchestrator.report.data_page import print_stats, write_data_page
 from orchestrator.report.wording import size
 from pipelines.augment.trial import try_functions
 from pipelines.check import find_bad
-from pipelines.pack import DROPPED, Packed, PackOptions, pack, size_in_bytes
+from pipelines.pack import DROPPED, Packed, PackOptions, pack
 from pipelines.preview import preview
 from pipelines.produce import Recipe
 from pipelines.shards import verify as verify_shards
+from pipelines.sizes import size_in_bytes
 from pipelines.sources import Source, open_source
 from pipelines.stats import collect
 

@@ -41,6 +41,10 @@ class NonFiniteGradients(RunError):
     """In fp16, no scale of the loss kept the gradients finite any more."""
 
 
+class OutOfMemory(RunError):
+    """A worker's device had too little memory for a step: starting again would only repeat it."""
+
+
 class TooManyBadSamples(RunError):
     """More samples could not be read than the experiment allows."""
 

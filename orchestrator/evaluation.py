@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kernels import inference
 from kernels.binary_packed import Packing, pack_for_evaluation
 from orchestrator.config.experiment import Experiment
+from orchestrator.config.memory import MemoryConfig
 from orchestrator.errors import CheckpointError, InputError
 from orchestrator.plan import Resources
 from orchestrator.prepare import Prepared, prepare
@@ -73,7 +74,9 @@ def restore_run(folder: RunFolder, experiment: Experiment, resources: Resources,
 
     Raises: CheckpointError if the run has no valid checkpoint.
     """
-    alone = experiment.model_copy(update={"strategy": experiment.strategy.model_copy(update={"workers": 0})})
+    alone = experiment.model_copy(
+        update={"strategy": experiment.strategy.model_copy(update={"workers": 0}), "memory": MemoryConfig()}
+    )
     prepared = prepare(alone, resources)
     setup = prepared.setup(folder)
     store = CheckpointStore(folder.checkpoints, keep=1)

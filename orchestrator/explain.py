@@ -14,6 +14,7 @@ from orchestrator.config.experiment import (
 )
 from orchestrator.config.strategy import AsyncConfig, BackupConfig, ServedConfig, StaleConfig
 from orchestrator.layer_formats import check_formats
+from orchestrator.memory.forecast import Forecast
 from orchestrator.parameter_server.keeper import KEPT
 from orchestrator.plan import BYTES_PER_WEIGHT, ModelSize, Plan, Resources
 from orchestrator.report.strategy import in_short
@@ -22,7 +23,7 @@ from orchestrator.tuning import check_kernels, chosen_by, measured
 from pipelines.augment.program import compile_program
 
 
-def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources: Resources) -> str:
+def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources: Resources, forecast: Forecast) -> str:
     """What would run where, in lines of `name: value`; the warnings last."""
     kind = "GPU" if plan.device == "cuda" else "CPU"
     plural = "" if resources.nodes == 1 else "s"
@@ -35,10 +36,8 @@ def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources
         "a sample": "; ".join(compile_program(experiment.data.augment).describe()),
         "target": f"{plan.target}; the best commit by {TASKS[plan.target.kind].judge.title}",
         "model": f"{model.num_parameters:,} weights, {model.flops_per_sample / 1e6:,.1f} MFLOP an image forward",
-        "memory a worker": (
-            f"{_mib(plan.weights_bytes)} weights, gradients and state + {_mib(plan.activations_bytes)} activations "
-            f"+ {_mib(plan.prefetch_bytes)} prefetched (estimate)"
-        ),
+        "memory a worker": _memory(experiment, forecast),
+        "prefetched": f"{_mib(plan.prefetch_bytes)} a worker, on the host",
         **_server(experiment, model),
         "precision": _precision(experiment, plan),
         "kernels": _kernels(experiment, plan),
@@ -47,6 +46,20 @@ def explain_plan(experiment: Experiment, plan: Plan, model: ModelSize, resources
     width = max(map(len, lines))
     text = [f"{name:<{width}}  {value}" for name, value in lines.items()]
     return "\n".join(text + [f"warning: {warning}" for warning in plan.warnings])
+
+
+def _memory(experiment: Experiment, forecast: Forecast) -> str:
+    """The predicted peak by its parts, and what was done about it."""
+    said = [
+        f"{_mib(forecast.peak)} at the peak (predicted): {_mib(forecast.weights)} weights + {_mib(forecast.state)} "
+        f"optimizer and averages + {_mib(forecast.activations)} activations + {_mib(forecast.rest)} gradients and the "
+        f"work of operators; {_mib(forecast.evaluation)} in evaluation"
+    ]
+    memory = experiment.memory
+    said += [f"budget {_mib(memory.budget)}"] if memory.budget else []
+    said += [f"computed again: {', '.join(memory.checkpoint)}"] if memory.checkpoint else []
+    said += ["the optimizer's state on the host, if this is a GPU"] if memory.offload == "optimizer" else []
+    return "; ".join(said)
 
 
 def _precision(experiment: Experiment, plan: Plan) -> str:

@@ -77,6 +77,7 @@ def run(experiment: Experiment, *, resume: bool, overwrite: bool, watch: Watch) 
             _check_identity(folder, prepared)
         shutil.rmtree(folder.snapshots, ignore_errors=True)  # a command goes on from commits
         folder.write("experiment.yaml", dump_experiment(experiment))
+        _ = prepared.forecast  # before anything starts, and not after all is done
         return _Run(prepared, folder, watch).go()
 
 

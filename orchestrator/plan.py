@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.mistake import show
-from orchestrator.config.strategy import BackupConfig, LocalConfig, ServedConfig
+from orchestrator.config.strategy import BackupConfig, ServedConfig
 from orchestrator.errors import InputError
 from orchestrator.parameter_server.partition import shards_for
 from pipelines.layout import steps_per_chunk
@@ -32,10 +32,9 @@ class Resources:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model costs: weights, and floats kept for the backward pass and multiply-adds for one sample."""
+    """What a model costs: weights, and operations of a forward pass for one sample."""
 
     num_parameters: int
-    activations_per_sample: int
     flops_per_sample: int
 
 
@@ -71,8 +70,6 @@ class Plan:
     cpus_per_actor: float
     server_shards: int
     steps_per_chunk: int
-    weights_bytes: int
-    activations_bytes: int
     prefetched: int
     prefetch_bytes: int
     warnings: tuple[str, ...] = ()
@@ -80,11 +77,6 @@ class Plan:
     @property
     def uses_ray(self) -> bool:
         return self.workers > 0
-
-    @property
-    def worker_bytes(self) -> int:
-        """Memory that a worker needs on its device: weights with gradients and state, and activations."""
-        return self.weights_bytes + self.activations_bytes
 
 
 def make_plan(experiment: Experiment, resources: Resources, data: DataSize, model: ModelSize) -> Plan:
@@ -107,7 +99,6 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
         chunk_steps = steps_per_chunk(Epoch(data.num_train, share), 1, sample_bytes)
     else:
         chunk_steps = steps_per_chunk(epoch, workers, sample_bytes)
-    part = -(-share // train.accumulate)
     chunk_bytes = chunk_steps * share * sample_bytes
     prefetched = min(max(1, experiment.data.prefetch_mib * 2**20 // chunk_bytes), MAX_PREFETCHED)
     return Plan(
@@ -126,8 +117,6 @@ def make_plan(experiment: Experiment, resources: Resources, data: DataSize, mode
         cpus_per_actor=pool.cpus_per_actor,
         server_shards=_server_shards(experiment, model),
         steps_per_chunk=chunk_steps,
-        weights_bytes=model.num_parameters * BYTES_PER_WEIGHT * _copies_of_weights(experiment),
-        activations_bytes=model.activations_per_sample * part * _bytes_per_activation(experiment),
         prefetched=prefetched,
         prefetch_bytes=(1 + prefetched) * chunk_bytes,
         warnings=_warnings(experiment, resources),
@@ -194,20 +183,6 @@ def _server_shards(experiment: Experiment, model: ModelSize) -> int:
 
 def _floor_to_hundredth(value: float) -> float:
     return int(value * 100) / 100
-
-
-def _copies_of_weights(experiment: Experiment) -> int:
-    """Weights, gradients, the optimizer's state and the average; what local SGD averages, and goes on from."""
-    state = {"sgd": 1, "adagrad": 1, "adamw": 2, "adamax": 2, "shift_adamax": 2}[experiment.train.optimizer.name]
-    copies = 2 + state + (experiment.train.ema_decay > 0)
-    if isinstance(experiment.strategy, LocalConfig):
-        outer = experiment.strategy.outer
-        copies += copies - 1 + 2 * ((outer.lr, outer.momentum) != (1.0, 0.0))
-    return copies
-
-
-def _bytes_per_activation(experiment: Experiment) -> int:
-    return 2 if experiment.precision.default.name in ("bf16", "fp16") else 4
 
 
 def _refuse_too_many_workers(experiment: Experiment, resources: Resources) -> None:

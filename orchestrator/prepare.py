@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -10,6 +11,8 @@ import torch
 from orchestrator.config.experiment import Experiment
 from orchestrator.errors import InputError
 from orchestrator.layer_formats import check_formats
+from orchestrator.memory.budget import check_modules, within_budget
+from orchestrator.memory.forecast import Forecast, predict
 from orchestrator.models.size import measure
 from orchestrator.models.zoo import check_model
 from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
@@ -26,13 +29,21 @@ from pipelines.sources import Source, Split, open_source
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment whose data is open and whose plan is made; nothing is started yet."""
+    """An experiment whose data is open and whose plan is made; nothing is started yet.
+
+    In `experiment`, what `memory.checkpoint: auto` has chosen stands in its place.
+    """
 
     experiment: Experiment
     plan: Plan
     model: ModelSize
     train: Source
     val: Source
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What a worker needs of its device's memory."""
+        return predict(self.experiment, self.plan)
 
     def recipe(self, training: bool) -> Recipe:
         source = self.train if training else self.val
@@ -99,7 +110,9 @@ def prepare(experiment: Experiment, resources: Resources) -> Prepared:
         check_formats(experiment, target.width)
     model = measure(experiment.model, num_classes=target.width, channels=data.channels, image_size=data.image_size)
     size = DataSize(len(train.listing), len(val.listing), target)
-    return Prepared(experiment, make_plan(experiment, resources, size, model), model, train, val)
+    check_modules(experiment, target.width)
+    plan = make_plan(experiment, resources, size, model)
+    return Prepared(within_budget(experiment, plan), plan, model, train, val)
 
 
 def _open(setting: str, spec: str, split: Split) -> Source:

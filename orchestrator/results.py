@@ -1,6 +1,7 @@
 """What result.json says of a run that has ended."""
 
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +13,7 @@ from orchestrator.run_log import View
 from orchestrator.training.accounting import data_wait_share
 from orchestrator.training.checkpoint_store import CheckpointStore
 from orchestrator.training.measures import Figures, prefixed
+from orchestrator.training.peak import HOW
 from orchestrator.training.tasks import TASKS
 from orchestrator.worker import Outcome
 
@@ -24,6 +26,7 @@ def result_of(
     """The outcome of a run (docs/run-folder.md): of its own account, or of its newest commit if there is none."""
     experiment = prepared.experiment
     served = isinstance(experiment.strategy, ServedConfig)
+    forecast = prepared.forecast
     progress = outcome.progress if outcome and not served else None  # a server's workers know their own part only
     if progress is None:
         state = CheckpointStore(folder.checkpoints, keep=1).newest_state()
@@ -45,6 +48,12 @@ def result_of(
         "data_wait_share": data_wait_share(seconds) if progress else 0.0,
         "restarts": view.restarts,
         "unreadable_samples": view.quarantined,
+        "memory": {
+            "predicted": {**asdict(forecast), "training": forecast.training, "peak": forecast.peak},
+            "measured": view.peak_bytes or None,
+            "measured_by": HOW[prepared.plan.device],
+            "checkpointed": list(prepared.experiment.memory.checkpoint),
+        },
         "wall_s": wall_s,
         "workers": view.workers,
         "seed": experiment.seed,

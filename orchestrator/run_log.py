@@ -31,7 +31,10 @@ class WorkerPlace:
 
 @dataclass(frozen=True)
 class View:
-    """What the live table shows: the newest step and epoch, the speed of the recent steps, events since start."""
+    """What the live table shows: the newest step and epoch, the speed of the recent steps, events since start.
+
+    `peak_bytes`: the highest peak of memory of any worker; 0 before one has ended.
+    """
 
     attempt: int
     workers: int
@@ -44,6 +47,7 @@ class View:
     events: tuple[dict[str, Any], ...]
     num_events: int
     quarantined: int
+    peak_bytes: int = 0
 
 
 class RunLog:
@@ -67,6 +71,7 @@ class RunLog:
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._events: deque[dict[str, Any]] = deque(maxlen=KEPT_EVENTS)
         self._num_events = 0
+        self._peak_bytes = 0
         self._said: set[str] = set()
         self._fired = {event["key"] for event in earlier if event["event"] == "fault"}
         self._quarantined = {_address(line): line for line in self._folder.read_lines("quarantine.jsonl")}
@@ -107,6 +112,10 @@ class RunLog:
     def place(self, worker: WorkerPlace) -> None:
         """Note where a worker runs, in place of what was noted for its rank before."""
         self._places[worker.rank] = worker
+
+    def peak(self, num_bytes: int) -> None:
+        """Note the peak of memory that a worker has measured."""
+        self._peak_bytes = max(self._peak_bytes, num_bytes)
 
     def add(self, items: list[tuple[str, dict[str, Any]]]) -> bool:
         """Write records and events down, in order; returns whether the run should stop."""
@@ -204,6 +213,7 @@ class RunLog:
             events=tuple(self._events),
             num_events=self._num_events,
             quarantined=len(self._quarantined),
+            peak_bytes=self._peak_bytes,
         )
 
     def trace(self, rank: int, until_step: int, rows: dict[str, Any]) -> None:

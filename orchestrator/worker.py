@@ -19,7 +19,8 @@ from kernels.passes import AUTO
 from kernels.table import Device, Table
 from orchestrator.channel import ActorChannel, Channel
 from orchestrator.config.experiment import Experiment
-from orchestrator.errors import RunError
+from orchestrator.errors import OutOfMemory, RunError
+from orchestrator.memory.remedies import explaining_memory
 from orchestrator.models.zoo import build_model
 from orchestrator.plan import Plan
 from orchestrator.process import settle
@@ -197,14 +198,24 @@ def train_with(
         faults=Faults(experiment.faults, seed=experiment.seed, rank=strategy.rank, fire=partial(channel.call, "fire")),
     )
     try:
-        return Outcome(train(training), progress.to_json())
-    except RunError as error:  # it would only repeat itself: ended here, so that Ray does not start the group anew
-        strategy.abandon(error.message)
-        return Outcome("failed", progress.to_json(), error.message, error.details)
+        return _outcome(training, setup.plan)
     finally:
+        channel.call("peak", training.peak_bytes)
         log.close()
         for iterator in (train_batches, val_batches):
             iterator.close()  # type: ignore[attr-defined]
+
+
+def _outcome(training: Training, plan: Plan) -> Outcome:
+    strategy, progress = training.strategy, training.progress
+    try:
+        with explaining_memory(training.experiment, plan, training.learner.device):
+            return Outcome(train(training), progress.to_json())
+    except RunError as error:  # it would only repeat itself: ended here, so that Ray does not start the group anew
+        if isinstance(error, OutOfMemory) and isinstance(strategy, LockStep) and strategy.world_size > 1:
+            raise  # the others do not know of it, and wait
+        strategy.abandon(error.message)
+        return Outcome("failed", progress.to_json(), error.message, error.details)
 
 
 def _strategy(experiment: Experiment, num_workers: int) -> Strategy:

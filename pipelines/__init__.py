@@ -12,6 +12,7 @@ tar_index.py   where the images of a tar lie in it
 webdataset.py  labels that lie beside their images in a tar
 parquet_source.py  samples in the rows of parquet files
 shards.py      packed samples: the format, reading, verifying
+sizes.py       numbers of bytes as people write them
 pack.py        many small files -> few large shards
 split.py       which samples are held out, or kept in a subset: by a hash of the id
 decode.py      an encoded image, or a box of it -> pixels of the wanted size

@@ -15,7 +15,6 @@ Memory: about twice `shard_bytes` for each process.
 import io
 import json
 import os
-import re
 import signal
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -67,18 +66,6 @@ class PackOptions(BaseModel):
                 "Choose smaller files or raw pixels."
             )
         return self
-
-
-def size_in_bytes(text: str) -> int:
-    """`256MiB` -> 268435456. Units: B, KiB, MiB, GiB.
-
-    Raises: ValueError if it is no size, or none at all.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB)", text)
-    size = int(float(match[1]) * 1024 ** ("B", "KiB", "MiB", "GiB").index(match[2])) if match else 0
-    if size < 1:
-        raise ValueError(f"got {text!r}, must be a number and one of B, KiB, MiB, GiB. Write a size such as 256MiB.")
-    return size
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 experiment.py  the models; composes the configs of the other packages
 section.py     what all sections are made from
 precision.py   the section `precision`
+memory.py      the section `memory`
 strategy.py    the sections `strategy` and `faults`
 load.py        load_experiment, dump_experiment, ConfigError; the entry
 document.py    YAML text -> plain values with the line of each

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, Strict, model_validator
 
+from orchestrator.config.memory import MemoryConfig
 from orchestrator.config.precision import Precision, PrecisionConfig
 from orchestrator.config.section import Section
 from orchestrator.config.strategy import (
@@ -260,6 +261,7 @@ class Experiment(Section):
     model: ModelConfig
     train: TrainConfig
     precision: Precision = PrecisionConfig()
+    memory: MemoryConfig = MemoryConfig()
     kernels: Kernels = {"default": "vendor"}  # noqa: RUF012  # pydantic copies it
     strategy: StrategyConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -294,6 +296,15 @@ class Experiment(Section):
             raise ValueError(
                 "train.compile: got true with a precision of fixed, dynamic_fixed, binary or shift, or a guard, must "
                 "be false: they are not traced."
+            )
+        if self.train.compile and self.memory.checkpoint:
+            raise ValueError(
+                "train.compile: got true with memory.checkpoint, must be false: what is computed again is not traced."
+            )
+        if strategy.name != "sync" and self.memory.offload != "none":
+            raise ValueError(
+                f"memory.offload: got {self.memory.offload} with strategy.name={strategy.name}, must be none, because "
+                "that strategy sends the state of the optimizer itself. Leave it out, or take sync."
             )
         for number, kill in enumerate(self.faults.kill):
             if kill.shard is not None and not served:

@@ -12,7 +12,7 @@ from orchestrator.report.markup import Html, element, folded, nothing, tiles
 from orchestrator.report.record import Record, number
 from orchestrator.report.style import style_sheet
 from orchestrator.report.tables import figure_of
-from orchestrator.report.wording import count, duration, moment, percent
+from orchestrator.report.wording import count, duration, moment, percent, size
 from orchestrator.report.wording import number as figure_text
 from orchestrator.training.phases import PHASES
 
@@ -87,8 +87,19 @@ def _tiles(record: Record, key: Figures) -> Html:
         ("Images per second", count(key.images_per_s), "of all workers together"),
         ("Data wait", percent(key.data_wait_share), "of the step time"),
         ("Restarts", count(key.restarts), f"{redone:,} steps done again" if redone else ""),
+        *_memory(record),
         ("Wall time", duration(key.wall_s), f"{duration(key.evaluation_s)} of it evaluation"),
     )
+
+
+def _memory(record: Record) -> tuple[tuple[str, str, str], ...]:
+    """The peak of a worker's memory, as result.json has it."""
+    told = record.result.get("memory")
+    predicted = told.get("predicted") if isinstance(told, dict) else None
+    if not isinstance(told, dict) or not isinstance(predicted, dict):
+        return ()
+    expected = size(number(predicted.get("training" if "CPU" in str(told.get("measured_by")) else "peak")))
+    return (("Memory of a worker", size(number(told.get("measured"))), f"{expected} predicted"),)
 
 
 def _curves(record: Record) -> Html:

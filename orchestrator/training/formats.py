@@ -17,6 +17,8 @@ outputs are rounded to nearest: the same network gives the same answers.
 import difflib
 import fnmatch
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,6 +96,8 @@ class Draws:
     def __init__(self, seed: int, rank: int) -> None:
         self._seed, self._rank = seed, rank
         self.updates = 0
+        self.repeats = False
+        """Whether a pass is under way that has been computed before (`recompute.py`)."""
         self._calls: dict[tuple[int, int], int] = {}
 
     def shared(self, layer: int, what: int, number: int) -> int:
@@ -104,6 +108,19 @@ class Draws:
         """A seed of this rank, another one at each call."""
         call = self._calls[layer, what] = self._calls.get((layer, what), -1) + 1
         return stream(self._seed, self.updates, layer, what, call, self._rank)
+
+    def mark(self) -> dict[tuple[int, int], int]:
+        """What `again` needs to draw the same numbers as from here on."""
+        return dict(self._calls)
+
+    @contextmanager
+    def again(self, mark: dict[tuple[int, int], int]) -> Iterator[None]:
+        """Draw for a pass that is computed again what was drawn after `mark`."""
+        now, self._calls, self.repeats = self._calls, dict(mark), True
+        try:
+            yield
+        finally:
+            self._calls, self.repeats = now, False
 
     def begin_update(self, updates: int) -> None:
         self.updates = updates
@@ -184,7 +201,7 @@ class LayerFormat:
     def _round(self, values: Tensor, key: Key, seed: int | None, out: Tensor | None = None) -> Tensor:
         """To nearest without a seed, in evaluation."""
         assert self._on_grid is not None
-        if seed is not None and isinstance(self.chosen, DynamicFixed):
+        if seed is not None and isinstance(self.chosen, DynamicFixed) and not self._draws.repeats:
             self._points.count(key, values)
         how = self._on_grid.rounding if seed is not None else "nearest"
         return round_to_grid(values, self._grid(key), how, seed=seed or 0, out=out)

@@ -67,20 +67,22 @@ class _InBf16(torch.optim.Optimizer):
 
     rounding: WeightsConfig
     seed: int
+    numbers: dict[Tensor, int]
+    """Of all weights, from 1 on in their order: part of what their chance hangs on."""
 
     def set_rounding(self, rounding: WeightsConfig, seed: int) -> None:
         self.rounding, self.seed = rounding, seed
+        weights = (weight for group in self.param_groups for weight in group["params"])
+        self.numbers = {weight: number for number, weight in enumerate(weights, start=1)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "Convoy's loop has none"
         grads: list[tuple[Tensor, Tensor]] = []
-        number = 0
         for group in self.param_groups:
             for weight in group["params"]:
-                number += 1
                 if weight.dtype == torch.bfloat16 and weight.grad is not None:
-                    self._update(weight, weight.grad, group, number)
+                    self._update(weight, weight.grad, group, self.numbers[weight])
                     grads.append((weight, weight.grad))
                     weight.grad = None
         super().step()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.precision import PrecisionConfig
 from orchestrator.errors import CheckpointError, InputError
-from orchestrator.training.formats import Formats
+from orchestrator.training.formats import Draws, Formats
 
 ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
@@ -38,6 +38,11 @@ class Precision:
         self._formats = Formats(model, config, seed, dist.get_rank() if dist.is_initialized() else 0, device.type)
         self.skipped_in_a_row = 0
         """Steps without an update, since the last one that had it."""
+
+    @property
+    def draws(self) -> Draws:
+        """The random numbers of rounding by chance."""
+        return self._formats.draws
 
     def autocast(self) -> AbstractContextManager[object]:
         """Surround a forward pass. The loss belongs outside, in fp32."""

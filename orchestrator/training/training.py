@@ -51,7 +51,8 @@ class Training:
     """What one worker trains with. `identity` is stored in commits to tell whether a run may go on from them.
 
     `stopping`: all workers agree to end at the next step boundary. `unnoted`, `unnoted_since`: the seconds of steps
-    that are in no record yet, and when the first of them began.
+    that are in no record yet, and when the first of them began. `peak_bytes`: of the device's memory, as `peak.py`
+    measures it.
     """
 
     experiment: Experiment
@@ -72,6 +73,7 @@ class Training:
     lr: float = 0.0
     unnoted: Seconds = field(default_factory=no_seconds)
     unnoted_since: float = math.inf
+    peak_bytes: int = 0
 
     @property
     def position(self) -> Position:

@@ -40,6 +40,8 @@ def test_shipped_experiments_validate_as_written_and_as_dumped(validator: Any, p
 ACCEPTED = [
     "precision: bf16",
     "precision: {default: fp16}",
+    *(f"memory: {it}" for it in ("{checkpoint: a.*}", "{checkpoint: [a, b]}", "{checkpoint: auto, budget: 8GB}")),
+    "memory: {budget: 1000, offload: optimizer}",
     "strategy: {name: sync, workers: 0}",
     "strategy: {workers: [1, 4]}",
     *(f"data: {{train: digits, val: digits, image_size: 8, actors: {it}}}" for it in ("auto", "3", "[2, 8]")),
@@ -52,6 +54,8 @@ ACCEPTED = [
 REFUSED = [
     "precision: fp6",
     "precision: {default: fp6}",
+    "memory: {checkpoint: 3}",
+    "memory: {budget: -1}",
     "seed: -1",
     "seed: three",
     "epochs: 3",

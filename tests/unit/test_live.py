@@ -38,7 +38,7 @@ def test_a_step_that_takes_long_is_printed_once(
     monkeypatch.setattr(live, "LINE_EVERY_S", -1.0)
     monkeypatch.setattr(live, "REFRESH_S", 0.0)
     experiment = load_experiment(DIGITS, [])
-    plan = make_plan(experiment, Resources(2, 0), DataSize(1437, 360, Target("class", 10)), ModelSize(1, 1, 1))
+    plan = make_plan(experiment, Resources(2, 0), DataSize(1437, 360, Target("class", 10)), ModelSize(1, 1))
     ended = threading.Event()
     live._print_lines(Console(), Channel([1, 1, 1, 2, 2, 3, 3], ended), plan, experiment, ended)
     lines = capsys.readouterr().out.splitlines()
@@ -71,7 +71,7 @@ def test_what_workers_of_a_server_deliver_late_does_not_take_a_run_back(
 def test_the_time_left_is_that_of_the_steps_left_whoever_noted_them() -> None:
     """10 steps of 64 samples at 64 samples a second, and one evaluation of 3 s."""
     experiment = load_experiment(DIGITS, ["strategy={name: async, workers: 2}"])
-    plan = make_plan(experiment, Resources(2, 0), DataSize(1437, 360, Target("class", 10)), ModelSize(1, 1, 1))
+    plan = make_plan(experiment, Resources(2, 0), DataSize(1437, 360, Target("class", 10)), ModelSize(1, 1))
     epoch = {"epoch": 28, "step": 667, "evaluation_s": 3.0, "val_accuracy": 0.5}
     view = replace(VIEW, step=STEP | {"step": 680, "epoch": 29}, epoch=epoch, images_per_s=64.0)
     assert live.row(view, plan, experiment)["ETA"] == "0:13"

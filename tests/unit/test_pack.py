@@ -12,8 +12,9 @@ from PIL import ExifTags, Image
 from pydantic import ValidationError
 
 from pipelines.decode import UndecodableImage, decode
-from pipelines.pack import PackOptions, pack, plan_shards, size_in_bytes, stored_form
+from pipelines.pack import PackOptions, pack, plan_shards, stored_form
 from pipelines.shards import FORMAT, shard_name, verify
+from pipelines.sizes import size_in_bytes
 from pipelines.sources import Source, open_source
 
 NAMES = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)]
@@ -228,13 +229,22 @@ def test_smaller_files_and_raw_pixels_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("256MiB", 2**28), ("1.5 KiB", 1536), ("7B", 7), ("2GiB", 2**31), ("0.25GiB", 2**28)]
+    ("text", "size"),
+    [
+        ("256MiB", 2**28),
+        ("1.5 KiB", 1536),
+        ("7B", 7),
+        ("2GiB", 2**31),
+        ("0.25GiB", 2**28),
+        ("1.5kB", 1500),
+        ("8GB", 8e9),
+    ],
 )
-def test_sizes_are_read_in_powers_of_1024(text: str, size: int) -> None:
+def test_sizes_are_read_in_powers_of_1024_and_of_1000(text: str, size: int) -> None:
     assert size_in_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "256", "256MB", "-1MiB", "0B", "MiB", "1 2MiB"])
+@pytest.mark.parametrize("text", ["", "256", "256mb", "-1MiB", "0B", "MiB", "1 2MiB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="must be a number and one of B, KiB, MiB, GiB"):
+    with pytest.raises(ValueError, match="must be a number and one of B, kB, MB"):
         size_in_bytes(text)

@@ -7,11 +7,13 @@ import pytest
 from orchestrator.config.load import load_experiment
 from orchestrator.errors import InputError
 from orchestrator.explain import explain_plan
+from orchestrator.memory.forecast import Forecast
 from orchestrator.plan import DataSize, ModelSize, Plan, Resources, make_plan
 from pipelines.targets import Target
 from tests.conftest import DIGITS
 
-MODEL = ModelSize(num_parameters=1000, activations_per_sample=1000, flops_per_sample=1000)
+MODEL = ModelSize(num_parameters=1000, flops_per_sample=1000)
+FORECAST = Forecast(weights=2**20, state=2**21, activations=2**22, rest=2**19, evaluation=2**20)
 
 
 def plan(actors: str, resources: Resources, workers: int = 1) -> Plan:
@@ -125,19 +127,19 @@ def test_what_the_plan_says_of_training_is_the_strategy(strategy: str, training:
 )
 def test_what_a_server_remembers_is_in_its_memory(overrides: tuple[str, ...], expected: str) -> None:
     """1 Mi weights of 4 bytes: of every vector of their size it is 4 MiB."""
-    assert expected in explained(*overrides, model=ModelSize(2**20, 1000, 1000))
+    assert expected in explained(*overrides, model=ModelSize(2**20, 1000))
 
 
 def explained(*overrides: str, model: ModelSize = MODEL) -> str:
     experiment, resources = load_experiment(DIGITS, overrides), Resources(2, 0)
     made = make_plan(experiment, resources, DataSize(1437, 360, Target("class", 10)), model)
-    return explain_plan(experiment, made, model, resources)
+    return explain_plan(experiment, made, model, resources, FORECAST)
 
 
 @pytest.mark.parametrize(("actors", "shown"), [("[2,8]", "2 to 8 actors for training, 1 for"), ("3", "3 actors for")])
 def test_the_actors_are_in_what_the_plan_says(actors: str, shown: str) -> None:
     resources = Resources(16, 1)
     experiment = load_experiment(DIGITS, [f"data.actors={actors}", "strategy.workers=1"])
-    text = explain_plan(experiment, plan(actors, resources), MODEL, resources)
+    text = explain_plan(experiment, plan(actors, resources), MODEL, resources, FORECAST)
     assert f"pipeline         {shown}" in text
     assert "1.0 CPU and a thread each" in text

@@ -86,7 +86,7 @@ def test_the_plan_says_by_what_auto_would_choose() -> None:
     assert tuning.chosen_by(experiment, prepared.plan) == f"0 measured, 0 by defaults, {passes} the vendor's"
     for _, rows in tuning.tune_here(experiment, prepared.plan, shapes, seconds=0.001):
         list(rows)
-    text = explain_plan(experiment, prepared.plan, prepared.model, resources_here())
+    text = explain_plan(experiment, prepared.plan, prepared.model, resources_here(), prepared.forecast)
     assert f"their passes here: {passes} measured, 0 by defaults, 0 the vendor's; measured: " in text
 
 

@@ -232,7 +232,8 @@ def main() -> None:
             "machine": here,
             part: figures,
         }
-        measure.write(f"precision-{part}", record, partial(draw, found=figures))
+        one_set = f"-{args.sets[0]}" if part in ("learning", "binarynet") and len(args.sets) == 1 else ""
+        measure.write(f"precision-{part}{one_set}", record, partial(draw, found=figures))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ On a CPU: what PyTorch's allocator hands out, to PyTorch's own kernels too, and 
 what a library of the vendor's takes from the system by itself, such as the packed matrices of a matrix product.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,9 @@ def _on_cpu(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
     return result, peak()
 
 
+_ERRORS = 2  # of c10's levels of what is logged
+
+
 @contextmanager
 def watched_on_cpu() -> Iterator[Callable[[], int]]:
     """Follow what PyTorch's allocator hands out to this thread; afterwards what comes back gives the most bytes that
@@ -54,10 +58,26 @@ def watched_on_cpu() -> Iterator[Callable[[], int]]:
         )
     )
     try:
-        yield lambda: sum(peaks)
+        with _without_warnings():
+            yield lambda: sum(peaks)
     finally:
         threads = _autograd._disable_profiler_legacy()
         peaks += [_peak([event.cpu_memory_usage() for event in events]) for events in threads]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep PyTorch's C++ from writing that it frees memory which it had handed out before, as any step does."""
+    try:
+        level = ctypes.c_int.in_dll(ctypes.CDLL("libc10.so"), "FLAGS_caffe2_log_level")
+    except (OSError, ValueError):  # another build of PyTorch
+        yield
+        return
+    before, level.value = level.value, _ERRORS
+    try:
+        yield
+    finally:
+        level.value = before
 
 
 def _peak(changes: list[int]) -> int:

@@ -207,7 +207,10 @@ def arrays(learner: Learner, strategy: Strategy) -> dict[str, Any]:
         found |= {f"average.{name}": averages[name] for name, _ in learner.model.named_parameters()}
     found |= {f"strategy.{name}": value for name, value in strategy.state().items()}
     for name, value in learner.precision.state().items():
-        found[f"precision.{name}"] = torch.tensor(list(json.dumps(value, sort_keys=True).encode()))
+        as_bytes = isinstance(value, dict | list)
+        found[f"precision.{name}"] = torch.tensor(
+            list(json.dumps(value, sort_keys=True).encode()) if as_bytes else value
+        )
     return {name: _exact(value).numpy().copy() for name, value in found.items()}
 
 

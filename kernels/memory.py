@@ -5,6 +5,7 @@ what a library of the vendor's takes from the system by itself, such as the pack
 """
 
 import ctypes
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,8 +31,14 @@ def _on_gpu(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, i
 
 
 def _on_cpu(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    with watched_on_cpu() as peak:
-        result = call()
+    collects = gc.isenabled()
+    gc.disable()  # what it frees was there before, and would be taken off
+    try:
+        with watched_on_cpu() as peak:
+            result = call()
+    finally:
+        if collects:
+            gc.enable()
     return result, peak()
 
 

@@ -207,8 +207,8 @@ def _shown_workers(experiment: Experiment) -> str:
 def _refuse_formats_without_device(experiment: Experiment, resources: Resources) -> None:
     if experiment.precision.default.name == "tf32" and resources.gpus == 0:
         raise InputError(
-            "precision: got tf32, must be fp32, bf16, fixed, dynamic_fixed or binary on CPUs: tf32 is arithmetic of "
-            "GPUs from compute capability 8.0."
+            "precision: got tf32, must be fp32, bf16, fp8, fixed, dynamic_fixed or binary on CPUs: tf32 is arithmetic "
+            "of GPUs from compute capability 8.0."
         )
 
 

@@ -143,3 +143,10 @@ def test_the_actors_are_in_what_the_plan_says(actors: str, shown: str) -> None:
     text = explain_plan(experiment, plan(actors, resources), MODEL, resources, FORECAST)
     assert f"pipeline         {shown}" in text
     assert "1.0 CPU and a thread each" in text
+
+
+def test_tf32_is_of_gpus() -> None:
+    experiment, size = load_experiment(DIGITS, ["precision=tf32"]), DataSize(1437, 360, Target("class", 10))
+    with pytest.raises(InputError, match=r"precision: got tf32, must be fp32, bf16, .* on CPUs"):
+        make_plan(experiment, Resources(2, 0), size, MODEL)
+    assert make_plan(experiment, Resources(2, 2), size, MODEL).device == "cuda"

@@ -79,7 +79,7 @@ def test_verifying_a_damaged_pack_ends_with_1_and_names_the_samples(
         (("pack", "IMAGES", "images"), "DEST: got images, which holds other files"),
         (("pack", "IMAGES", "s3://bucket/x"), "DEST: got s3://bucket/x, must be a folder on this machine"),
         (("pack", "IMAGES", "packed", "--raw", "8", "--short-side", "9"), "short_side, raw: got 9 and 8, must be one"),
-        (("pack", "IMAGES", "packed", "--shard-size", "5MB"), "--shard-size: got '5MB', must be a number and one of"),
+        (("pack", "IMAGES", "packed", "--shard-size", "5M"), "--shard-size: got '5M', must be a number and one of"),
         (("check-data", "digits:x"), "SOURCE: got 'digits:x', must be one of digits"),
         (("check-data", "digits", "--split", "test"), "--split: got test, must be train or val"),
         (("stats", "digits", "--out", "none/stats.html"), "--out: got none/stats.html, which lies in no folder"),
@@ -148,8 +148,10 @@ def test_an_interrupted_packing_keeps_its_shards_and_goes_on(tmp_path: Path) -> 
     encoded = ("--short-side", "200", "--quality", "90")
     arguments = command("pack", "imagefolder:images", "packed", "--workers", "2", "--shard-size", "2MiB", *encoded)
     running = subprocess.Popen(
-        arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell's background jobs, which tests may be part of, ignore it, and so do their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while running.poll() is None and not list(packed.glob("shard-*.arrow")):
         time.sleep(0.01)  # polls what another process does
     running.send_signal(signal.SIGINT)

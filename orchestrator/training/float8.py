@@ -36,7 +36,7 @@ def become_float8(layer: nn.Linear, device_type: str) -> None:
     except ImportError as error:
         raise InputError(
             "precision: got fp8, must be fp32, tf32, bf16, fp16, fixed, dynamic_fixed or binary without torchao. "
-            "Install it: pip install convoy[fp8]."
+            "Install it: pip install torchao."
         ) from error
     config: Any = Float8LinearConfig(emulate=is_emulated_on(device_type))
     made: Any = Float8Linear.from_float(layer, config=config)

@@ -35,7 +35,6 @@ from torch.nn import functional as F
 
 from benchmarks import measure, precision_binarynet
 from benchmarks.precision_learning import BF16_TARGETS, INTEGER_BITS, chart_of_learning, learning, steps
-from kernels import binary_amx
 from kernels.allocator import keep_freed_memory
 from kernels.bf16_updates import Sgd, sgd_
 from kernels.binary import convolve_bits, convolve_signs, prepare
@@ -124,15 +123,6 @@ def int8_conv(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: torch.ops.quantized.conv2d(x, packed, 0.1, 0)
 
 
-def prepared_to_count(bits: torch.Tensor, shape: ConvShape) -> Any:
-    """Filters for a processor without a matrix unit."""
-    takes, binary_amx.takes = binary_amx.takes, lambda _: False
-    try:
-        return prepare(bits, shape)
-    finally:
-        binary_amx.takes = takes
-
-
 def layer_arms(layer: tuple[int, int, int, int], batch: int) -> dict[str, Callable[[], object]]:
     channels, filters, side, stride = layer
     weight, x = torch.randn(filters, channels, 3, 3) * 0.05, torch.randn(batch, channels, side, side)
@@ -140,11 +130,12 @@ def layer_arms(layer: tuple[int, int, int, int], batch: int) -> dict[str, Callab
     nhwc = x.contiguous(memory_format=torch.channels_last)
     filters_nhwc = weight.contiguous(memory_format=torch.channels_last)
     bits = bits_of(weight)
-    kept, counted_from = prepare(bits, shape), prepared_to_count(bits, shape)
+    kept = prepare(bits, shape)
+    counted = kept._replace(bytes=None)  # as without a matrix unit
     arms: dict[str, Callable[[], object]] = {
         "binary": lambda: convolve_bits(nhwc, bits, shape, kept),
         "binary, nchw": lambda: convolve_bits(x, bits, shape, kept),
-        "counted": lambda: convolve_bits(nhwc, bits, shape, counted_from),
+        "counted": lambda: convolve_bits(nhwc, bits, shape, counted),
         "training": lambda: convolve_signs(nhwc, weight, shape),
         "training, nchw": lambda: convolve_signs(x, weight, shape),
         "fp32": lambda: F.conv2d(nhwc, filters_nhwc, None, stride, 1),

@@ -13,7 +13,7 @@ from orchestrator.run_log import View
 from orchestrator.training.accounting import data_wait_share
 from orchestrator.training.checkpoint_store import CheckpointStore
 from orchestrator.training.measures import Figures, prefixed
-from orchestrator.training.peak import HOW
+from orchestrator.training.peak import HOW, OF
 from orchestrator.training.tasks import TASKS
 from orchestrator.worker import Outcome
 
@@ -52,6 +52,7 @@ def result_of(
             "predicted": {**asdict(forecast), "training": forecast.training, "peak": forecast.peak},
             "measured": view.peak_bytes or None,
             "measured_by": HOW[prepared.plan.device],
+            "measured_of": OF[prepared.plan.device],
             "checkpointed": list(prepared.experiment.memory.checkpoint),
         },
         "wall_s": wall_s,

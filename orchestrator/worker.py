@@ -200,7 +200,7 @@ def train_with(
     try:
         return _outcome(training, setup.plan)
     finally:
-        channel.call("peak", training.peak_bytes)
+        channel.call("peak", training.meter.peak_bytes)
         log.close()
         for iterator in (train_batches, val_batches):
             iterator.close()  # type: ignore[attr-defined]

@@ -17,11 +17,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "binary.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
 #define LANES 16 /* filters side by side in memory */
 #define WORD 32  /* bits */
 #define SLACK 16 /* pixels behind packed images that may be read */
@@ -30,21 +31,7 @@ typedef uint32_t words16 __attribute__((vector_size(64), aligned(4), may_alias))
 typedef uint32_t words8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float floats16 __attribute__((vector_size(64), aligned(4), may_alias));
 
-/* Images (n, c, h, w) with filters (k, c, r, s) to (n, k, out_h, out_w); `top` and `left` zeros before the first pixel. */
-struct sizes {
-  int n, c, h, w, k, out_h, out_w, r, s, stride_h, stride_w, dilation_h, dilation_w, top, left;
-};
-
-/* Floats from one image, channel, row and column to the next. */
-struct layout {
-  long n, c, h, w;
-};
-
 INLINE int words_of(const struct sizes *z) { return (z->c + WORD - 1) / WORD; }
-INLINE int rows_of(const struct sizes *z) { return (z->out_h - 1) * z->stride_h + (z->r - 1) * z->dilation_h + 1; }
-INLINE int columns_of(const struct sizes *z) { return (z->out_w - 1) * z->stride_w + (z->s - 1) * z->dilation_w + 1; }
-INLINE int smaller(int a, int b) { return a < b ? a : b; }
-INLINE int larger(int a, int b) { return a > b ? a : b; }
 
 /* Words of packed images. */
 long convoy_binary_words(const struct sizes *z) {

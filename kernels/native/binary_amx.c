@@ -12,17 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* Images (n, c, h, w) with filters (k, c, r, s) to (n, k, out_h, out_w); `top` and `left` zeros before the first pixel. */
-struct sizes {
-  int n, c, h, w, k, out_h, out_w, r, s, stride_h, stride_w, dilation_h, dilation_w, top, left;
-};
-
-/* Floats from one image, channel, row and column to the next. */
-struct layout {
-  long n, c, h, w;
-};
+#include "binary.h"
 
 #if defined(__x86_64__) && defined(__AVX512F__) && defined(__linux__)
 #include <cpuid.h>
@@ -37,11 +27,7 @@ struct layout {
 #define LARGE (4L << 20) /* bytes of results that go past the caches */
 #define SLACK 32  /* pixels behind packed images that may be read */
 
-INLINE int smaller(int a, int b) { return a < b ? a : b; }
-INLINE int larger(int a, int b) { return a > b ? a : b; }
 INLINE int depths_of(const struct sizes *z) { return (z->c + DEPTH - 1) / DEPTH; }
-INLINE int rows_of(const struct sizes *z) { return (z->out_h - 1) * z->stride_h + (z->r - 1) * z->dilation_h + 1; }
-INLINE int columns_of(const struct sizes *z) { return (z->out_w - 1) * z->stride_w + (z->s - 1) * z->dilation_w + 1; }
 
 /* Whether the CPU has the unit and the system lets this process use it. */
 int convoy_amx_is_there(void) {

@@ -107,30 +107,29 @@ class AdaGradConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0.0)
 
 
-class AdamaxConfig(Section):
-    """AdaMax: Adam by the largest gradient of late (Kingma & Ba 2014, arXiv:1412.6980, Algorithm 2).
+class _ByLargest(Section):
+    """`weight_decay` is added to gradients, and not applied to norms and biases."""
 
-    `weight_decay` is added to gradients, and not applied to norms and biases.
-    """
-
-    name: Literal["adamax"] = "adamax"
     lr: float = Field(gt=0.0)
-    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
 
 
-class ShiftAdamaxConfig(Section):
+class AdamaxConfig(_ByLargest):
+    """AdaMax: Adam by the largest gradient of late (Kingma & Ba 2014, arXiv:1412.6980, Algorithm 2)."""
+
+    name: Literal["adamax"] = "adamax"
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
+
+
+class ShiftAdamaxConfig(_ByLargest):
     """AdaMax whose factors are powers of two (Courbariaux et al. 2016, arXiv:1602.02830, Algorithm 4).
 
-    `betas`: 1 - 2^-3 and 1 - 2^-10, the paper's, so that both averages are shifts too. `weight_decay` as for adamax.
+    `betas`: 1 - 2^-3 and 1 - 2^-10, the paper's, so that both averages are shifts too.
     """
 
     name: Literal["shift_adamax"] = "shift_adamax"
-    lr: float = Field(gt=0.0)
     betas: Annotated[tuple[Beta, Beta], Strict(False)] = (1 - 2**-3, 1 - 2**-10)
-    eps: float = Field(default=1e-8, gt=0.0)
-    weight_decay: float = Field(default=0.0, ge=0.0)
 
 
 OptimizerConfig = Annotated[

@@ -98,7 +98,7 @@ def _memory(record: Record) -> tuple[tuple[str, str, str], ...]:
     predicted = told.get("predicted") if isinstance(told, dict) else None
     if not isinstance(told, dict) or not isinstance(predicted, dict):
         return ()
-    expected = size(number(predicted.get("training" if "CPU" in str(told.get("measured_by")) else "peak")))
+    expected = size(number(predicted.get(str(told.get("measured_of")))))
     return (("Memory of a worker", size(number(told.get("measured"))), f"{expected} predicted"),)
 
 

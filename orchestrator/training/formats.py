@@ -41,7 +41,7 @@ from orchestrator.config.precision import (
     Shift,
 )
 from orchestrator.training import float8
-from orchestrator.training.guard import Guard, wider
+from orchestrator.training.guard import OVERFLOW, Guard, wider
 from orchestrator.training.moving_points import Key, MovingPoints
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
@@ -176,9 +176,9 @@ class LayerFormat:
             for number, parameter in enumerate(_own(module)):
                 self._points.fit((self.number, _WEIGHTS, number), parameter)
 
-    def narrowest_gradients(self) -> Grid | None:
-        """The grid of gradients of weights, of the first of them; None where they are not rounded."""
-        return self._grid((self.number, _WEIGHT_GRADIENTS, 0)) if self._rounds("gradients") else None
+    def gradient_grid(self, number: int) -> Grid | None:
+        """The grid of the gradient of a weight of that number; None where it is not rounded."""
+        return self._grid((self.number, _WEIGHT_GRADIENTS, number)) if self._rounds("gradients") else None
 
     def _in_place(self, tensors: list[Tensor | None], role: str, what: int) -> None:
         if not self._rounds(role):
@@ -257,7 +257,7 @@ class Formats:
     def before_update(self) -> None:
         """Gradients are whole: sums over all workers, without a scale."""
         for module, layer in self._layers:
-            if self._guard is None:
+            if self._guard is None or wider(layer.chosen, OVERFLOW) is None:
                 layer.round_weight_gradients(module)
             else:
                 self._round_under_guard(self._guard, module, layer)
@@ -303,10 +303,11 @@ class Formats:
             layer.round_weights(module)
 
     def _round_under_guard(self, guard: Guard, module: nn.Module, layer: LayerFormat) -> None:
-        gradients = [p.grad for p in _own(module) if p.grad is not None]
-        before = [each.clone() for each in gradients]
+        gradients = {number: p.grad for number, p in enumerate(_own(module)) if p.grad is not None}
+        before = {number: gradient.clone() for number, gradient in gradients.items()}
         layer.round_weight_gradients(module)
-        why = guard.look(layer.number, before, gradients, layer.narrowest_gradients())
+        seen = [(before[number], gradient, layer.gradient_grid(number)) for number, gradient in gradients.items()]
+        why = guard.look(layer.number, seen)
         if why is None or (chosen := wider(layer.chosen, why)) is None:
             return
         self._unsaid.append(f"{self._names[layer.number]}: gradients {why} in {layer.chosen}, goes on in {chosen}")

@@ -7,6 +7,7 @@ format gets four bits more, on the side that lacks them, and becomes fp32 when 2
 Gradients are those of the update, which all workers have alike, so all decide alike without a word.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,18 +53,17 @@ class Guard:
         self._in_a_row: dict[int, dict[str, int]] = {}
 
     @torch.no_grad()
-    def look(self, layer: int, gradients: list[Tensor], rounded: list[Tensor], grid: Grid | None) -> str | None:
-        """Look at an update's gradients of a layer, before and after rounding.
+    def look(self, layer: int, gradients: Sequence[tuple[Tensor, Tensor, Grid | None]]) -> str | None:
+        """Look at an update's gradients of a layer: of each weight, before and after rounding, and its grid, if any.
 
         Returns: what they did in too many updates in a row, `overflow` or `vanish`; counting begins anew then.
         """
         if not gradients:
             return None
-        before, after = (torch.cat([each.flatten() for each in tensors]) for tensors in (gradients, rounded))
-        outside = ~before.isfinite()
-        if grid is not None:
-            outside |= before.abs() > -grid.lowest / grid.scale
-        shares = {OVERFLOW: float(outside.double().mean()), VANISH: float((after == 0).double().mean())}
+        number = sum(before.numel() for before, _, _ in gradients)
+        outside = sum(int(_is_outside(before, grid).sum()) for before, _, grid in gradients)
+        zeros = sum(int((after == 0).sum()) for _, after, _ in gradients)
+        shares = {OVERFLOW: outside / number, VANISH: zeros / number}
         limits = {OVERFLOW: self._config.overflow, VANISH: self._config.vanish}
         rows = self._in_a_row.setdefault(layer, {OVERFLOW: 0, VANISH: 0})
         for why, share in shares.items():
@@ -81,3 +81,8 @@ class Guard:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` gave."""
         self._in_a_row = {int(layer): dict(rows) for layer, rows in state.items()}
+
+
+def _is_outside(values: Tensor, grid: Grid | None) -> Tensor:
+    outside = ~values.isfinite()
+    return outside if grid is None else outside | (values.abs() > -grid.lowest / grid.scale)

@@ -13,7 +13,6 @@ from orchestrator.training.accounting import Seconds, StepClock, data_wait_share
 from orchestrator.training.breakdown import check
 from orchestrator.training.evaluate import Evaluation, evaluate
 from orchestrator.training.measures import prefixed
-from orchestrator.training.peak import PeakMeter
 from orchestrator.training.schedule import rate
 from orchestrator.training.training import LOSS_AND_FLAGS, Log, Training
 from pipelines.device import Targets
@@ -29,7 +28,7 @@ def train(training: Training) -> str:
     Raises, on every worker: NonFiniteLoss, if any worker's loss was NaN or infinite; NonFiniteGradients, if fp16 found
     no scale of the loss with which gradients stay finite; TooManyBadSamples, if more could not be read than allowed.
     """
-    clock, meter = step_clock(training.learner.device), PeakMeter(training.learner.device)
+    clock = step_clock(training.learner.device)
     model = training.learner.model
     compiled: nn.Module = torch.compile(model) if training.experiment.train.compile else model  # type: ignore[assignment]
     wrapped = training.strategy.wrap(compiled, clock.lap)
@@ -37,9 +36,8 @@ def train(training: Training) -> str:
     for turn in training.strategy.turns(training):
         match turn:
             case Step():
-                with meter.step(training.learner.resident()):
+                with training.meter.step(training.learner.resident()):
                     _step(training, wrapped, clock, turn)
-                training.peak_bytes = meter.peak_bytes
             case Note():
                 _noting_step(training, turn.known, time.time(), training.lr)(no_seconds())
             case EndEpoch():

@@ -18,6 +18,8 @@ HOW = {
     "cuda": "torch.cuda.max_memory_allocated of the whole run",
     "cpu": "what PyTorch allocated on the CPU in one training step, and the learner's tensors",
 }
+OF = {"cuda": "peak", "cpu": "training"}
+"""Which part of the forecast is the same thing."""
 WATCHED_STEP = 2
 
 

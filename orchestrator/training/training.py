@@ -11,6 +11,7 @@ from orchestrator.training.accounting import Seconds, no_seconds
 from orchestrator.training.checkpoint_store import CheckpointStore
 from orchestrator.training.faults import Faults
 from orchestrator.training.learner import Learner
+from orchestrator.training.peak import PeakMeter
 from orchestrator.training.progress import Progress
 from pipelines.device import ToDevice
 from pipelines.loader import Batch
@@ -51,8 +52,7 @@ class Training:
     """What one worker trains with. `identity` is stored in commits to tell whether a run may go on from them.
 
     `stopping`: all workers agree to end at the next step boundary. `unnoted`, `unnoted_since`: the seconds of steps
-    that are in no record yet, and when the first of them began. `peak_bytes`: of the device's memory, as `peak.py`
-    measures it.
+    that are in no record yet, and when the first of them began. `meter`: of the device's memory.
     """
 
     experiment: Experiment
@@ -73,7 +73,10 @@ class Training:
     lr: float = 0.0
     unnoted: Seconds = field(default_factory=no_seconds)
     unnoted_since: float = math.inf
-    peak_bytes: int = 0
+    meter: PeakMeter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.meter = PeakMeter(self.learner.device)
 
     @property
     def position(self) -> Position:

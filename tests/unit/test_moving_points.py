@@ -130,7 +130,7 @@ def looks(guard: Guard, *gradients: list[float], grid: Grid | None = GRID) -> li
     for each in gradients:
         before = torch.tensor(each)
         after = before if grid is None else (before * grid.scale).round().clamp(grid.lowest, grid.highest) / grid.scale
-        found.append(guard.look(0, [before], [after], grid))
+        found.append(guard.look(0, [(before, after, grid)]))
     return found
 
 

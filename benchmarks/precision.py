@@ -19,8 +19,9 @@ binary     convolutions of signs, forward, packing of activations included, one 
 steps      training steps of VGG-16 and ResNet-50 at 224 pixels, all threads: `precision: bf16`, and with weights in
            bf16 too, over fp32 in PyTorch's better layout; the vendor's kernels in both. The first two rounds are left
            out: until a process has the memory that it needs, pages cost more than arithmetic.
-learning   held-out accuracy of experiments in fixed point <IL, FL>, stochastic and nearest, and in dynamic fixed point,
-           by bits; in bf16, with weights in fp32 and in bf16; and in fp32.
+learning   held-out accuracy of experiments in fixed point <IL, FL>, stochastic and nearest, with `--gradient-scale` and
+           without (`unscaled`, stochastic), and in dynamic fixed point, by bits; in bf16, with weights in fp32 and in
+           bf16; and in fp32.
 binarynet  held-out accuracy of experiments/binarynet.yaml in fp32 and with signs, and packed (`precision_binarynet`).
 """
 
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--step-batch", type=int, default=16, help="of the part steps")
     parser.add_argument("--bits", nargs="+", type=int, default=[16, 14, 12, 10, 8], help="of the part learning")
     parser.add_argument("--cifar-bits", nargs="+", type=int, default=[16, 12, 8])
+    parser.add_argument("--gradient-scale", type=int, default=512, help="in fixed point; the part learning")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sets", nargs="+", choices=("digits", "cifar10"), default=["digits", "cifar10"])
     parser.add_argument("--epochs", type=int, default=20, help="of the digits")

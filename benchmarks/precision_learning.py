@@ -87,14 +87,15 @@ def accuracy_of(experiment: Path, *overrides: str) -> float:
     return float(result["val_accuracy"])
 
 
-def formats(bits: list[int]) -> dict[str, str]:
+def formats(bits: list[int], gradient_scale: int) -> dict[str, str]:
     """Name -> the section `precision`; fixed point with four bits before the point."""
     found = {"fp32": "fp32", "bf16": "bf16", "bf16, weights too": "{default: bf16, optimizer: {weights: bf16}}"}
     for total in bits:
         found[f"{total} bits dynamic"] = f"{{dynamic_fixed: {{bits: {total}}}}}"
+        grid = f"integer_bits: {INTEGER_BITS}, fraction_bits: {total - INTEGER_BITS}"
+        found[f"{total} bits unscaled"] = f"{{fixed: {{{grid}}}}}"
         for how in ("stochastic", "nearest"):
-            grid = f"integer_bits: {INTEGER_BITS}, fraction_bits: {total - INTEGER_BITS}, rounding: {how}"
-            found[f"{total} bits {how}"] = f"{{fixed: {{{grid}}}}}"
+            found[f"{total} bits {how}"] = f"{{fixed: {{{grid}, rounding: {how}, gradient_scale: {gradient_scale}}}}}"
     return found
 
 
@@ -113,9 +114,10 @@ def learning(args: argparse.Namespace) -> Figures:
     found: Figures = {}
     for name in (name for name in sets if name in args.sets):
         experiment, bits, overrides = sets[name]
-        runs: dict[str, list[float]] = {arm: [] for arm in formats(bits)}
+        arms = formats(bits, args.gradient_scale)
+        runs: dict[str, list[float]] = {arm: [] for arm in arms}
         for seed in range(args.seeds):
-            for arm, precision in formats(bits).items():
+            for arm, precision in arms.items():
                 runs[arm].append(accuracy_of(experiment, *overrides, f"precision={precision}", f"seed={seed}"))
                 print(f"{name} seed {seed} {arm}: {runs[arm][-1]:.2%}", flush=True)
         found[name] = {
@@ -131,7 +133,7 @@ def chart_of_learning(axis: Any, found: Figures) -> None:
     """Accuracy by bits."""
     for number, (name, arms) in enumerate(found.items()):
         colour = measure.COLOURS[number]
-        for how, style in (("stochastic", "-o"), ("nearest", ":s"), ("dynamic", "-.^")):
+        for how, style in (("stochastic", "-o"), ("unscaled", ":o"), ("nearest", ":s"), ("dynamic", "-.^")):
             points = [(int(arm.split()[0]), figure) for arm, figure in arms.items() if arm.endswith(how)]
             axis.plot(
                 [bits for bits, _ in points], [figure["mean"] for _, figure in points], style, color=colour,

@@ -6,6 +6,7 @@ An entry holds for its batch size and for the nearest of up to twice or half as 
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.defaults import default
-from kernels.layout import layout_met, layout_of
+from kernels.layout import LAYOUTS, layout_met, layout_of
 from kernels.passes import AUTO, VENDOR, Choice
 from kernels.shapes import ConvShape
 from kernels.table import Device, Row, Table
@@ -34,19 +35,22 @@ Entries = dict[tuple[Any, ...], dict[int, Row]]
 
 # a process computes on one kind of device
 _entries: Entries = {}
-tables_used = 0
-"""How often `use` was called: what was chosen by other tables holds no more."""
+remembering: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Layers that remember what was chosen, with a method `forget`."""
+_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def use(tables: Iterable[Table], device: torch.device) -> int:
     """Take the entries of the table of this device, in place of those in use; returns how many."""
-    global tables_used
-    tables_used += 1
     _entries.clear()
     _resolved.cache_clear()
+    vendors_layouts.cache_clear()
     here = Device.of(device)
     rows = [row for table in tables if table.device == here for row in table.rows]
     _entries.update(entries_of(rows))
+    for layer in remembering:
+        layer.forget()
+    remembering.clear()
     return len(rows)
 
 
@@ -89,6 +93,23 @@ def resolved(choice: Choice, images: Tensor, weight: Tensor, geometry: Sequence[
         return choice
     where = images.dtype, layout_of(images), images.device.type
     return _resolved(choice, images.shape, weight.shape, tuple(geometry), where)
+
+
+@functools.lru_cache(maxsize=4096)
+def vendors_layouts(
+    choice: Choice, input_size: tuple[int, ...], weight_size: tuple[int, ...], geometry: tuple[int, ...]
+) -> frozenset[str]:
+    """The layouts in which all passes are PyTorch's own, whatever the type of the numbers."""
+    vendor = Choice.of(VENDOR)
+    if choice == vendor:
+        return frozenset(LAYOUTS)
+
+    def is_vendors(layout: str) -> bool:
+        # on a CPU, which has defaults; other devices have only what is in the table
+        found = (_resolved(choice, input_size, weight_size, geometry, (dtype, layout, "cpu")) for dtype in _TYPES)
+        return all(each == vendor for each in found)
+
+    return frozenset(filter(is_vendors, LAYOUTS))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -78,14 +78,23 @@ class Fixed(OnGrid):
 
     `integer_bits`: IL, with the sign.
     `fraction_bits`: FL; with IL 24 at most.
+    `gradient_scale`: a power of two that gradients of outputs are multiplied by on their way back, as by a scale of the
+        loss: those of a mean over a batch are often smaller than 2^-FL. The sums that are the gradients of weights are
+        divided by it before they are rounded.
     """
 
     name: Literal["fixed"] = "fixed"
     integer_bits: int = Field(ge=1, le=MOST_BITS)
     fraction_bits: int = Field(ge=0, lt=MOST_BITS)
+    gradient_scale: int = Field(default=1, ge=1, le=2**MOST_BITS)
 
     @model_validator(mode="after")
     def _check(self) -> "Fixed":
+        if self.gradient_scale.bit_count() != 1:
+            raise ValueError(
+                f"gradient_scale: got {self.gradient_scale}, must be a power of two. Set "
+                f"{2 ** (self.gradient_scale.bit_length() - 1)}."
+            )
         if self.integer_bits + self.fraction_bits > MOST_BITS:
             raise ValueError(
                 f"fraction_bits: got {self.fraction_bits} with integer_bits={self.integer_bits}, must be at most "
@@ -94,7 +103,8 @@ class Fixed(OnGrid):
         return self
 
     def __str__(self) -> str:
-        return f"fixed <{self.integer_bits}, {self.fraction_bits}> {self._what()}"
+        scaled = f", gradients times {self.gradient_scale}" if self.gradient_scale > 1 else ""
+        return f"fixed <{self.integer_bits}, {self.fraction_bits}> {self._what()}{scaled}"
 
 
 class DynamicFixed(OnGrid):

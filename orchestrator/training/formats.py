@@ -193,7 +193,9 @@ class LayerFormat:
 
     def _grid(self, key: Key) -> Grid:
         if isinstance(self.chosen, Fixed):
-            return Grid(self.chosen.integer_bits, self.chosen.fraction_bits)
+            # Numbers times a power of two, on a grid, are those numbers on a grid whose point is elsewhere.
+            scaled = self.chosen.gradient_scale.bit_length() - 1 if key[1] == _GRADIENTS else 0
+            return Grid(self.chosen.integer_bits - scaled, self.chosen.fraction_bits + scaled)
         assert isinstance(self.chosen, DynamicFixed)
         of_weights = self.chosen.weight_bits if key[1] == _WEIGHTS else None
         return self._points.grid(key, of_weights or self.chosen.bits)

@@ -105,6 +105,10 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
             "which it is computed, holds 24 bits."
         ],
     ),
+    "a scale that is no power of two": (
+        "precision: bf16", "precision: {fixed: {integer_bits: 4, fraction_bits: 12, gradient_scale: 300}}",
+        ["19: precision.default.fixed.gradient_scale: got 300, must be a power of two. Set 256."],
+    ),
     "a format that one layer cannot have": (
         "precision: bf16", "precision: {default: bf16, stem.0: fp16}",
         [

@@ -94,6 +94,38 @@ def test_gradients_are_rounded_on_their_way_back() -> None:
     assert is_on_grid(x.grad)
 
 
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_gradients_times_a_scale_are_on_the_grid_those_of_weights_without(rounding: str) -> None:
+    """Each is 1e-5, 0.0026 of the grid's eps, and 0.66 of the eps of the grid over 256."""
+    said = {"fixed": {**FIXED["fixed"], "rounding": rounding, "gradient_scale": 256}}
+    model = nn.Sequential(nn.Linear(4, 4, bias=False))
+    model[0].weight.data = torch.eye(4)
+    precision = Precision(config(said), CPU, model, 0)
+    x = torch.ones(1000, 4, requires_grad=True)
+    model(x).backward(torch.full((1000, 4), 1e-5))
+    assert x.grad is not None
+    eps = 2.0**-16
+    if rounding == "nearest":
+        assert torch.equal(x.grad, torch.full((1000, 4), eps))
+    else:
+        assert set(x.grad.unique().tolist()) == {0.0, eps}
+        assert x.grad.mean().item() == pytest.approx(1e-5, rel=0.1), "three standard errors of 4,000 are 0.035"
+    assert model[0].weight.grad is not None
+    assert model[0].weight.grad.mean().item() == pytest.approx(1e-2, rel=0.6 if rounding == "nearest" else 0.1)
+    precision.step(torch.optim.SGD(model.parameters(), lr=0.0), 0.0)
+    assert is_on_grid(model[0].weight.grad)
+
+
+def test_gradients_times_a_scale_saturate_where_the_grid_ends() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    model[0].weight.data = torch.eye(2)
+    Precision(config({"fixed": {**FIXED["fixed"], "gradient_scale": 256}}), CPU, model, 0)
+    x = torch.ones(1, 2, requires_grad=True)
+    model(x).backward(torch.tensor([[1.0, -1.0]]))
+    assert x.grad is not None
+    assert x.grad.tolist() == [[(8 - 2**-8) / 256, -8 / 256]]
+
+
 def test_only_what_a_rule_names_is_rounded() -> None:
     said = {"0.0": {"fixed": {"integer_bits": 4, "fraction_bits": 8, "of": ["weights"]}}}
     trained = Trained(said).steps(range(2))

@@ -1,5 +1,6 @@
 """Which algorithm is chosen: measured, kept, looked up, and put into a model."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,25 @@ def test_a_layer_that_was_the_vendors_is_chosen_anew_with_other_tables() -> None
         assert layer(images).dtype == torch.bfloat16
     layer.algorithm = "direct"
     assert layer(images).grad_fn.name() == "conv2dBackward"
+
+
+def test_what_a_layer_remembers_is_of_images_that_lie_so_and_of_any_type() -> None:
+    images, layer = torch.randn(SHAPE.input_size), Conv2d(3, 5, 3, padding=1)
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+
+    def computed_by(images: Tensor) -> str:
+        return str(layer(images).grad_fn.name())
+
+    dispatch.use([Table(device=Device.of(CPU), rows=(row("winograd", layout="nhwc"),))], CPU)
+    for _ in range(2):
+        assert computed_by(images) == "ConvolutionBackward0"
+        assert computed_by(channels_last) == "conv2dBackward"
+    in_bf16 = dataclasses.replace(row("winograd"), dtype="bfloat16")
+    dispatch.use([Table(device=Device.of(CPU), rows=(in_bf16,))], CPU)
+    for _ in range(2):
+        assert computed_by(images) == "ConvolutionBackward0"
+        with torch.autocast("cpu", torch.bfloat16):
+            assert computed_by(images) == "conv2dBackward"
 
 
 def test_who_is_not_exact_enough_is_not_in_the_race(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ AVX-512. Where the vendor runs at 95 % of peak, only fewer multiplications beat 
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -287,15 +288,20 @@ def main() -> None:
     keep_freed_memory()
     for part in args.parts:
         here, found = measure.machine(), list(PARTS[part](args))
+        override = [re.sub(r"/.*/", "", said) for said in args.override]  # without this machine's folders
         record = {
             "title": f"Convolution algorithms over PyTorch's, {args.precision}: {part}",
             "targets": TARGETS.get(part),
-            "settings": vars(args) | {"reference": None},
+            "settings": vars(args) | {"reference": None, "override": override},
             "machine": here,
             part: found,
         }
         bars = bars_of(part, found)
         suffix = "-bf16" if part == "steps" and args.precision == "bf16" else ""
+        if part == "accuracy":
+            suffix = f"-{Path(args.experiment).stem}"
+        if part == "layers" and args.batches != parser.get_default("batches"):
+            suffix = f"-batch-{'-'.join(map(str, args.batches))}"
         measure.write(f"kernels-{part}{suffix}", record, (lambda axis, bars=bars: chart(axis, bars)) if bars else None)
 
 

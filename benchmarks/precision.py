@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--cifar", help="the folder of train.tar and test.tar")
     parser.add_argument("--cifar-epochs", type=int, default=5)
     parser.add_argument("--per-class", type=int, default=500)
+    parser.add_argument("--arms", nargs="+", choices=precision_binarynet.ARMS, default=list(precision_binarynet.ARMS))
     parser.add_argument("--width", type=int, default=32, help="of the part binarynet on CIFAR-10; the paper's is 128")
     parser.add_argument("--threads", type=int, default=2, help="of the part binarynet")
     args = parser.parse_args()

@@ -89,11 +89,11 @@ def binarynet(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(max(1, args.threads))
     found: dict[str, Any] = {}
     for name, overrides in sets_of(args).items():
-        runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+        runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in args.arms}
         for seed in range(args.seeds):
-            for arm, chosen in ARMS.items():
+            for arm in args.arms:
                 with tempfile.TemporaryDirectory() as folder:
-                    run = trained(folder, [*overrides, *chosen, f"seed={seed}"])
+                    run = trained(folder, [*overrides, *ARMS[arm], f"seed={seed}"])
                 runs[arm].append(run)
                 print(f"{name} seed {seed} {arm}: {run}", flush=True)
         found[name] = {arm: summary(all_) for arm, all_ in runs.items()}

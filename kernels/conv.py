@@ -77,8 +77,8 @@ class Conv2d(nn.Conv2d):
 
     prepared: Callable[[Tensor], Tensor | None] | None = None
     """Of `inference.prepare`; None: nothing is."""
-    _vendors: tuple[torch.Size, tuple[int, ...] | None] | None = None
-    """Sizes of images whose passes are all PyTorch's own, and their strides, unless however they lie."""
+    _vendors: tuple[torch.Size, tuple[int, ...] | None, bool] | None = None
+    """Sizes of images that are PyTorch's own, their strides, unless however they lie, and whether so with gradients."""
 
     def __init__(self, *args: Any, algorithm: str | Choice = "auto", **options: Any) -> None:
         super().__init__(*args, **options)
@@ -101,8 +101,9 @@ class Conv2d(nn.Conv2d):
         # In caches that other layers filled each look at a tensor takes a microsecond or two, and a whole choice 25: a
         # tenth of a small layer's time. So as little as possible is looked at where it cannot be but PyTorch's.
         if self._vendors is not None:
-            size, strides = self._vendors
-            if input.shape == size and (strides is None or input.stride() == strides):
+            size, strides, with_gradients = self._vendors
+            alike = input.shape == size and (strides is None or input.stride() == strides)
+            if alike and (with_gradients or not torch.is_grad_enabled()):
                 return super()._conv_forward(input, weight, bias)
         padded = input
         if self.padding_mode != "zeros":
@@ -119,14 +120,18 @@ class Conv2d(nn.Conv2d):
         return output
 
     def _remember(self, input: Tensor, padded: Tensor, weight: Tensor) -> None:
-        """If all passes are PyTorch's own, of any type and with gradients or without: in any layout, or in this one."""
+        """If it is PyTorch's own for all types of numbers: with gradients too or not, in any layout or in this one."""
         if padded.dim() != 4 or weight.dim() != 4:
             return
         geometry = geometry_of((weight.shape[2], weight.shape[3]), *options_of(self))
-        layouts = dispatch.vendors_layouts(Choice.of(self.algorithm), padded.shape, weight.shape, tuple(geometry))
-        if layout_of(padded) in layouts:
-            self._vendors = input.shape, None if len(layouts) == len(LAYOUTS) else input.stride()
-            dispatch.remembering.add(self)
+        choice, sizes = Choice.of(self.algorithm), (padded.shape, weight.shape)
+        for passes in (Choice._fields, ("forward",)):
+            layouts = dispatch.vendors_layouts(choice, passes, *sizes, tuple(geometry))
+            if layout_of(padded) in layouts:
+                strides = None if len(layouts) == len(LAYOUTS) else input.stride()
+                self._vendors = input.shape, strides, len(passes) > 1
+                dispatch.remembering.add(self)
+                return
 
     def train(self, mode: bool = True) -> "Conv2d":
         if mode:

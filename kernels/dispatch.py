@@ -97,17 +97,20 @@ def resolved(choice: Choice, images: Tensor, weight: Tensor, geometry: Sequence[
 
 @functools.lru_cache(maxsize=4096)
 def vendors_layouts(
-    choice: Choice, input_size: tuple[int, ...], weight_size: tuple[int, ...], geometry: tuple[int, ...]
+    choice: Choice,
+    passes: tuple[str, ...],
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    geometry: tuple[int, ...],
 ) -> frozenset[str]:
-    """The layouts in which all passes are PyTorch's own, whatever the type of the numbers."""
-    vendor = Choice.of(VENDOR)
-    if choice == vendor:
+    """The layouts in which these passes are PyTorch's own, whatever the type of the numbers."""
+    if all(getattr(choice, which) == VENDOR for which in passes):
         return frozenset(LAYOUTS)
 
     def is_vendors(layout: str) -> bool:
         # on a CPU, which has defaults; other devices have only what is in the table
         found = (_resolved(choice, input_size, weight_size, geometry, (dtype, layout, "cpu")) for dtype in _TYPES)
-        return all(each == vendor for each in found)
+        return all(getattr(each, which) == VENDOR for each in found for which in passes)
 
     return frozenset(filter(is_vendors, LAYOUTS))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kernels import dispatch, operators, table, tune
 from kernels.algorithms import ALGORITHMS
 from kernels.conv import Conv2d, conv2d
+from kernels.passes import Choice
 from kernels.shapes import ConvShape, UnsupportedShape
 from kernels.swap import replace_convs
 from kernels.table import Device, Row, Table
@@ -111,6 +112,19 @@ def test_what_a_layer_remembers_is_of_images_that_lie_so_and_of_any_type() -> No
         assert computed_by(images) == "ConvolutionBackward0"
         with torch.autocast("cpu", torch.bfloat16):
             assert computed_by(images) == "conv2dBackward"
+
+
+def test_what_is_remembered_without_gradients_does_not_hold_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, layer = torch.randn(SHAPE.input_size), Conv2d(3, 5, 3, padding=1)
+    dispatch.use([Table(device=Device.of(CPU), rows=(row("winograd", which="weight_gradient"),))], CPU)
+    called: list[str] = []
+    monkeypatch.setattr("kernels.dispatch.resolved", lambda *_: called.append("chosen") or Choice.of("vendor"))
+    with torch.no_grad():
+        for _ in range(3):
+            layer(images)
+    assert called == ["chosen"], "once"
+    monkeypatch.undo()
+    assert layer(images).grad_fn.name() == "conv2dBackward"
 
 
 def test_who_is_not_exact_enough_is_not_in_the_race(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ networks   every distinct layer of the networks at batch 8: `convoy tune` choose
            the vendor's own code, single measurements of 0.3 s go down to 0.93.)
 steps      forward, backward and SGD of whole networks at batch 16: PyTorch in both layouts against `kernels: auto` in
            the same two, in turns; the better of each two counts. With --precision bf16 under autocast.
-accuracy   `convoy train` of an experiment with the vendor's and with `auto`, three seeds each: held-out accuracy.
+accuracy   `convoy train` of an experiment with the vendor's and with `auto` (or --choices), three seeds each: held-out
+           accuracy.
 errors     every algorithm and pass against float64: largest difference over the largest value, fresh random numbers.
 memory     of the layers of VGG-E, a depthwise and a 1 x 1 one: time and peak memory beside the tensors, measured, and
            im2col's columns over the size of the input.
@@ -183,7 +184,7 @@ def step_of(name: str, kind: str, layout: str, args: argparse.Namespace) -> Call
 
 def accuracy(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     _convoy("tune", args.experiment, *args.override)
-    for choice in ("vendor", "auto"):
+    for choice in args.choices:
         found, chosen = [], Counter[str]()
         for seed in range(args.seeds):
             with tempfile.TemporaryDirectory() as folder:
@@ -281,6 +282,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="to tune a pass of a layer")
     parser.add_argument("--experiment", default="experiments/digits.yaml", help="of the part accuracy")
     parser.add_argument("--override", nargs="*", default=["strategy.workers=0"], help="dotted.path=value, for it")
+    parser.add_argument("--choices", nargs="+", default=["vendor", "auto"], help="of `kernels`, for it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()

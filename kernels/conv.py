@@ -1,5 +1,6 @@
 """The one entry to convolution: which algorithm computes each pass is an argument."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from kernels.passes import VENDOR, Choice
 from kernels.shapes import IntOrPair, UnsupportedShape, geometry_of
 
 _VENDOR = Choice.of(VENDOR)
+_AUTOCAST_TYPES = (torch.bfloat16, torch.float16)
 
 
 def conv2d(
@@ -77,8 +79,9 @@ class Conv2d(nn.Conv2d):
 
     prepared: Callable[[Tensor], Tensor | None] | None = None
     """Of `inference.prepare`; None: nothing is."""
-    _vendors: tuple[torch.Size, tuple[int, ...] | None, bool] | None = None
-    """Sizes of images that are PyTorch's own, their strides, unless however they lie, and whether so with gradients."""
+    _vendors: tuple[torch.Size, tuple[int, ...] | None, bool, bool] | None = None
+    """Sizes of images that are PyTorch's own; their strides, unless however they lie; whether so with gradients, and
+    under autocast."""
 
     def __init__(self, *args: Any, algorithm: str | Choice = "auto", **options: Any) -> None:
         super().__init__(*args, **options)
@@ -101,9 +104,13 @@ class Conv2d(nn.Conv2d):
         # In caches that other layers filled each look at a tensor takes a microsecond or two, and a whole choice 25: a
         # tenth of a small layer's time. So as little as possible is looked at where it cannot be but PyTorch's.
         if self._vendors is not None:
-            size, strides, with_gradients = self._vendors
-            alike = input.shape == size and (strides is None or input.stride() == strides)
-            if alike and (with_gradients or not torch.is_grad_enabled()):
+            size, strides, with_gradients, with_autocast = self._vendors
+            if (
+                input.shape == size
+                and (strides is None or input.stride() == strides)
+                and (with_gradients or not torch.is_grad_enabled())
+                and (with_autocast or not torch.is_autocast_enabled(input.device.type))
+            ):
                 return super()._conv_forward(input, weight, bias)
         padded = input
         if self.padding_mode != "zeros":
@@ -120,18 +127,23 @@ class Conv2d(nn.Conv2d):
         return output
 
     def _remember(self, input: Tensor, padded: Tensor, weight: Tensor) -> None:
-        """If it is PyTorch's own for all types of numbers: with gradients too or not, in any layout or in this one."""
+        """Where it is PyTorch's own: with gradients or without, under autocast or not, in any layout or in this one."""
         if padded.dim() != 4 or weight.dim() != 4:
             return
         geometry = geometry_of((weight.shape[2], weight.shape[3]), *options_of(self))
         choice, sizes = Choice.of(self.algorithm), (padded.shape, weight.shape)
-        for passes in (Choice._fields, ("forward",)):
-            layouts = dispatch.vendors_layouts(choice, passes, *sizes, tuple(geometry))
+        for passes, types in itertools.product((Choice._fields, ("forward",)), (_AUTOCAST_TYPES, ())):
+            layouts = dispatch.vendors_layouts(choice, passes, (weight.dtype, *types), *sizes, tuple(geometry))
             if layout_of(padded) in layouts:
                 strides = None if len(layouts) == len(LAYOUTS) else input.stride()
-                self._vendors = input.shape, strides, len(passes) > 1
+                self._vendors = input.shape, strides, len(passes) > 1, bool(types)
                 dispatch.remembering.add(self)
                 return
+
+    def _apply(self, *args: Any, **options: Any) -> "Conv2d":
+        self.forget()  # the weight may have another type now
+        moved: Conv2d = super()._apply(*args, **options)  # type: ignore[no-untyped-call]
+        return moved
 
     def train(self, mode: bool = True) -> "Conv2d":
         if mode:

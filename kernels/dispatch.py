@@ -37,7 +37,6 @@ Entries = dict[tuple[Any, ...], dict[int, Row]]
 _entries: Entries = {}
 remembering: "weakref.WeakSet[Any]" = weakref.WeakSet()
 """Layers that remember what was chosen, with a method `forget`."""
-_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def use(tables: Iterable[Table], device: torch.device) -> int:
@@ -99,17 +98,18 @@ def resolved(choice: Choice, images: Tensor, weight: Tensor, geometry: Sequence[
 def vendors_layouts(
     choice: Choice,
     passes: tuple[str, ...],
+    types: tuple[torch.dtype, ...],
     input_size: tuple[int, ...],
     weight_size: tuple[int, ...],
     geometry: tuple[int, ...],
 ) -> frozenset[str]:
-    """The layouts in which these passes are PyTorch's own, whatever the type of the numbers."""
+    """The layouts in which these passes are PyTorch's own, in all of these types."""
     if all(getattr(choice, which) == VENDOR for which in passes):
         return frozenset(LAYOUTS)
 
     def is_vendors(layout: str) -> bool:
         # on a CPU, which has defaults; other devices have only what is in the table
-        found = (_resolved(choice, input_size, weight_size, geometry, (dtype, layout, "cpu")) for dtype in _TYPES)
+        found = (_resolved(choice, input_size, weight_size, geometry, (dtype, layout, "cpu")) for dtype in types)
         return all(getattr(each, which) == VENDOR for each in found for which in passes)
 
     return frozenset(filter(is_vendors, LAYOUTS))

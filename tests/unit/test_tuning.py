@@ -114,6 +114,19 @@ def test_what_a_layer_remembers_is_of_images_that_lie_so_and_of_any_type() -> No
             assert computed_by(images) == "conv2dBackward"
 
 
+def test_what_is_remembered_of_a_type_does_not_hold_of_another() -> None:
+    """As where `auto` computes fp16 by fp32, for want of arithmetic."""
+    in_fp16 = dataclasses.replace(row("cast"), dtype="float16")
+    dispatch.use([Table(device=Device.of(CPU), rows=(in_fp16,))], CPU)
+    images, layer = torch.randn(SHAPE.input_size), Conv2d(3, 5, 3, padding=1)
+    for _ in range(2):
+        assert layer(images).grad_fn.name() == "ConvolutionBackward0"
+    with torch.autocast("cpu", torch.float16):
+        assert layer(images).grad_fn.name() == "conv2dBackward"
+    layer.half()
+    assert layer(images.half()).grad_fn.name() == "conv2dBackward"
+
+
 def test_what_is_remembered_without_gradients_does_not_hold_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     images, layer = torch.randn(SHAPE.input_size), Conv2d(3, 5, 3, padding=1)
     dispatch.use([Table(device=Device.of(CPU), rows=(row("winograd", which="weight_gradient"),))], CPU)

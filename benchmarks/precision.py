@@ -20,7 +20,7 @@ steps      training steps of VGG-16 and ResNet-50 at 224 pixels, all threads: `p
            bf16 too, over fp32 in PyTorch's better layout; the vendor's kernels in both. The first two rounds are left
            out: until a process has the memory that it needs, pages cost more than arithmetic.
 learning   held-out accuracy of experiments in fixed point <IL, FL>, stochastic and nearest, with `--gradient-scale` and
-           without (`unscaled`, stochastic), and in dynamic fixed point, by bits; in bf16, with weights in fp32 and in
+           without (`unscaled`), and in dynamic fixed point, by bits; in bf16, with weights in fp32 and in
            bf16; and in fp32.
 binarynet  held-out accuracy of experiments/binarynet.yaml in fp32 and with signs, and packed (`precision_binarynet`).
 """

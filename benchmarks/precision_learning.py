@@ -27,6 +27,7 @@ INTEGER_BITS = 4
 BF16_TARGETS = {"vgg16: bf16 over fp32": 1.6}
 STEP_NETWORKS = ("vgg16", "resnet50")
 WARM_UP = 2
+STYLES = {"stochastic": "-o", "stochastic unscaled": ":o", "nearest": "-s", "nearest unscaled": ":s", "dynamic": "-.^"}
 Figures = dict[str, Any]
 
 
@@ -93,9 +94,9 @@ def formats(bits: list[int], gradient_scale: int) -> dict[str, str]:
     for total in bits:
         found[f"{total} bits dynamic"] = f"{{dynamic_fixed: {{bits: {total}}}}}"
         grid = f"integer_bits: {INTEGER_BITS}, fraction_bits: {total - INTEGER_BITS}"
-        found[f"{total} bits unscaled"] = f"{{fixed: {{{grid}}}}}"
         for how in ("stochastic", "nearest"):
-            found[f"{total} bits {how}"] = f"{{fixed: {{{grid}, rounding: {how}, gradient_scale: {gradient_scale}}}}}"
+            for name, scale in ((how, gradient_scale), (f"{how} unscaled", 1)):
+                found[f"{total} bits {name}"] = f"{{fixed: {{{grid}, rounding: {how}, gradient_scale: {scale}}}}}"
     return found
 
 
@@ -133,8 +134,8 @@ def chart_of_learning(axis: Any, found: Figures) -> None:
     """Accuracy by bits."""
     for number, (name, arms) in enumerate(found.items()):
         colour = measure.COLOURS[number]
-        for how, style in (("stochastic", "-o"), ("unscaled", ":o"), ("nearest", ":s"), ("dynamic", "-.^")):
-            points = [(int(arm.split()[0]), figure) for arm, figure in arms.items() if arm.endswith(how)]
+        for how, style in STYLES.items():
+            points = [(int(arm.split()[0]), figure) for arm, figure in arms.items() if arm.endswith(f"bits {how}")]
             axis.plot(
                 [bits for bits, _ in points], [figure["mean"] for _, figure in points], style, color=colour,
                 markersize=4, linewidth=1.2, label=f"{name}, {how}",

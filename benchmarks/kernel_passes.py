@@ -41,7 +41,7 @@ def auto_over_vendor(shape: ConvShape, which: str, seconds: float) -> dict[str, 
     for turn in range(MOST_TURNS):
         for number in ORDERS[turn % len(ORDERS)]:
             times[arms[number]].append(measure.seconds_of(calls[arms[number]]))
-        if turn >= LEAST_TURNS and turn % len(ORDERS) == 0 and time.perf_counter() - started > seconds:
+        if turn + 1 >= LEAST_TURNS and (turn + 1) % len(ORDERS) == 0 and time.perf_counter() - started > seconds:
             break
     ms = {arm: 1e3 * statistics.median(taken[1:]) for arm, taken in times.items()}
     best = {kind: min(ms[kind, layout] for layout in LAYOUTS) for kind in (Conv2d, nn.Conv2d)}
